@@ -61,7 +61,7 @@ def atomic_write_json(path: str | Path, obj: object) -> None:
 
 
 def read_bytes(path: str | Path, what: str = "file") -> bytes:
-    """Read all of `path`; FileFormatError where there is no readable file. `what` names the kind of file to the user."""
+    """Read all of `path`; FileFormatError where there is no readable file. `what` names the kind of file."""
     path = Path(path)
     try:
         return path.read_bytes()
@@ -75,7 +75,7 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
     """Read the JSON value in `path`.
 
     Raises:
-        FileFormatError: the file is missing, cut short or not JSON; the message names it, its kind `what` and the cause.
+        FileFormatError: the file is missing, cut short or not JSON; the message names it, its kind and the cause.
     """
     data = read_bytes(path, what)
     try:
