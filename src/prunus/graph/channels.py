@@ -25,7 +25,7 @@ class LabelledTensor:
 
     Every field has as many axes as the tensor and broadcasts to its shape. A plain weight has one field along C_out and
     one along C_in; a grouped convolution's input field varies along both axes, since each group sees other channels.
-    An element stays if all its fields' channels stay.
+    An element stays if all its fields' channels stay. `is_saved` is False for a buffer outside the state dict.
     """
 
     name: str
@@ -33,6 +33,7 @@ class LabelledTensor:
     dtype: torch.dtype
     is_parameter: bool
     fields: tuple[Ids, ...]
+    is_saved: bool = True
 
     def keep_mask(self, keep: Keep) -> npt.NDArray[np.bool_]:
         """Return which elements stay, as a bool array that broadcasts to the tensor's shape."""
@@ -102,10 +103,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Contraction:
-    """One use of a weight: it costs (kept elements of the weight) × `positions` MACs for one example."""
+    """One use of a weight: it costs (kept elements of the weight) × `positions` MACs for one example.
+
+    `input_axis` is the weight's axis that channels are consumed along; None where channels pass one by one (depthwise).
+    """
 
     weight: str
     positions: int
+    input_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class SizeSetting:
+    """A tuple attribute of a module that counts channels, one entry for each part's ids (a zero-padding shortcut's)."""
+
+    module: str
+    attribute: str
+    parts: tuple[Ids, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,7 @@ class ChannelGraph:
     activations: tuple[Activation, ...]
     frozen: tuple[Freeze, ...]
     channel_count: int
+    settings: tuple[SizeSetting, ...] = ()
 
     def keep_all(self) -> Keep:
         """Return the flags that keep every channel, (channel_count + 1,)."""

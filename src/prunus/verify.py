@@ -1,0 +1,102 @@
+"""Prove a removal: the pruned network equals the original whose removed channels are silenced where they are consumed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunus.graph.channels import ChannelGraph
+from prunus.graph.trace import Inputs, as_arguments
+from prunus.plan import PruningPlan
+
+TOLERANCE = 1e-10
+"""Largest relative error, in float64, that counts as equal; rounding alone stays some ten thousand times below it."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the comparison found.
+
+    `max_relative_error` is max |pruned − silenced| / max |silenced| over all outputs; NaN if the pruned network did not run,
+    in which case `failure` says why.
+    """
+
+    passed: bool
+    max_relative_error: float
+    tolerance: float
+    dtype: str
+    samples: int
+    outputs: int
+    failure: str = ""
+
+
+def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+    """Return a copy of the model, as large as before, whose consumers ignore the channels that `plan` drops."""
+    keep = plan.keep_array(graph)
+    silenced = copy.deepcopy(model)
+    tensors = dict([*silenced.named_parameters(remove_duplicate=False), *silenced.named_buffers(remove_duplicate=False)])
+    for weight, axis in {(use.weight, use.input_axis) for use in graph.contractions if use.input_axis is not None}:
+        for field in graph.tensors[weight].fields:
+            if field.shape[axis] > 1:
+                with torch.no_grad():
+                    tensors[weight].mul_(torch.from_numpy(keep[field]).to(tensors[weight].device))
+    return silenced
+
+
+def verify(
+    model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs
+) -> Verification:
+    """Compare a pruned network with the silenced original on real inputs, in float64 and evaluation mode.
+
+    Args:
+        model: the original, as large as when `graph` was traced.
+        pruned: what `prunus.remove` made of it. Neither model is changed.
+        graph: the original's channel graph.
+        plan: which channels were kept.
+        inputs: what the model takes: a tensor (N, C, H, W), or a tuple of arguments.
+
+    Returns:
+        The verdict; nothing is raised for a difference.
+    """
+    args = tuple(_double(arg) for arg in as_arguments(inputs))
+    samples = next((len(arg) for arg in args if isinstance(arg, Tensor) and arg.dim()), 0)
+    with torch.no_grad():
+        reference = _outputs(_prepared(silence(model, graph, plan)), args)
+        try:
+            found = _outputs(_prepared(copy.deepcopy(pruned)), args)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = f"the pruned network does not run: {error}"
+            return Verification(False, float("nan"), TOLERANCE, "float64", samples, len(reference), reason)
+    if [out.shape for out in found] != [out.shape for out in reference]:
+        reason = f"its outputs have shapes {[tuple(o.shape) for o in found]}, not {[tuple(o.shape) for o in reference]}"
+        return Verification(False, float("nan"), TOLERANCE, "float64", samples, len(reference), reason)
+    error = max((_relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
+    passed = error <= TOLERANCE
+    reason = "" if passed else f"outputs differ by {error:.1e} relative, more than {TOLERANCE:.0e}"
+    return Verification(passed, error, TOLERANCE, "float64", samples, len(reference), reason)
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    return model.eval().double()
+
+
+def _double(value: object) -> object:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _outputs(model: nn.Module, args: tuple[object, ...]) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(model(*args)) if isinstance(leaf, Tensor)]
+
+
+def _relative_error(found: Tensor, reference: Tensor) -> float:
+    if not reference.numel():
+        return 0.0
+    scale = float(reference.abs().max())
+    difference = float((found.double() - reference.double()).abs().max())
+    if not difference == difference:  # a NaN in either is a failure, never equality
+        return float("inf")
+    return difference / scale if scale > 0 else difference
