@@ -8,9 +8,12 @@ from collections.abc import Callable
 from torch import nn
 
 from prunus.errors import ModelError
-from prunus.models import resnet
+from prunus.models import densenet, googlenet, mobilenet, resnet, shufflenet, squeezenet, vgg
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg19_bn": vgg.vgg19_bn,
+    "googlenet": googlenet.googlenet,
     "resnet8": resnet.resnet8,
     "resnet20": resnet.resnet20,
     "resnet32": resnet.resnet32,
@@ -23,6 +26,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44_pad": resnet.resnet44_pad,
     "resnet56_pad": resnet.resnet56_pad,
     "resnet110_pad": resnet.resnet110_pad,
+    "mobilenetv2": mobilenet.mobilenetv2,
+    "shufflenetv2": shufflenet.shufflenetv2,
+    "densenet40": densenet.densenet40,
+    "squeezenet": squeezenet.squeezenet,
 }
 
 
