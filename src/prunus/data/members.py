@@ -1,0 +1,181 @@
+"""Walk through the files of a tar or zip archive in memory, in the order they are stored; nothing is unpacked to disk.
+
+An archive comes from somewhere else and may be hostile. So: names that lead outside are refused, links and devices are
+passed over, sizes are bounded before anything is read, and a damaged or truncated archive is an error, never a
+shorter data set.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from prunus.errors import DataError
+
+MAX_FILE_BYTES = 256 * 2**20  # the largest file of a known data set, CIFAR-100's training batch, has 154 MB
+_MAX_HEADER_BYTES = 2**20  # a long file name, or the extended attributes of a file
+_MAX_TAIL_BYTES = 64 * 2**20  # padding after the end of a tar archive
+_ZEROS = bytes(tarfile.BLOCKSIZE)
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RuntimeError,  # zipfile: password wanted, unknown method (NotImplementedError); tarfile: RecursionError
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside an archive or folder: the parts of its path, its size in bytes, and how to read it.
+
+    `read` must be called before the next member is asked for: archives are read once, from front to back.
+    """
+
+    parts: tuple[str, ...]
+    size: int
+    read: Callable[[], bytes]
+
+
+def shown(name: str) -> str:
+    """Make a name from an archive fit for a terminal: control characters and stray bytes are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def archive_members(path: Path) -> Iterator[Member]:
+    """Yield the files of a .tar, .tar.gz, .tar.xz or .zip archive, whatever its name says.
+
+    Raises:
+        DataError: not an archive, damaged, cut short, or hostile (absolute or `..` paths, files of absurd size).
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(6)
+            file.seek(0)
+            if magic.startswith(b"PK"):
+                yield from _zip_members(path, file)
+            elif magic == b"\xfd7zXZ\x00":
+                with lzma.open(file) as unpacked:
+                    yield from _tar_members(path, unpacked)
+            elif magic.startswith(b"\x1f\x8b"):
+                with gzip.open(file) as unpacked:
+                    yield from _tar_members(path, unpacked)
+            else:
+                yield from _tar_members(path, file)
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read as a .tar, .tar.gz, .tar.xz or .zip archive: {shown(str(error))}. "
+            "It is damaged, cut short or something else; get it again"
+        ) from error
+
+
+class _Forward:
+    """A file that can only be read forwards, a bounded number of bytes at a time.
+
+    tarfile trusts the sizes in an archive: a header of a few bytes can ask for gigabytes at once or, through a negative
+    size, for the same block for ever.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile) -> None:
+        self.path = path
+        self.file = file
+        self.limit = _MAX_HEADER_BYTES
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.limit:
+            raise DataError(f"{self.path} asks for {size} bytes in one piece: damaged or hostile, not read further")
+        self.last = self.file.read(size)
+        return self.last
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, position: int) -> int:
+        if position < self.file.tell():
+            raise DataError(f"{self.path} has a header that points backwards: damaged or hostile, not read further")
+        return self.file.seek(position)
+
+
+def _tar_members(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[Member]:
+    forward = _Forward(path, file)
+    with tarfile.open(fileobj=forward, mode="r:") as archive:  # type: ignore[call-overload]
+        while (info := archive.next()) is not None:
+            archive.members = []  # else it keeps every header, hundreds of bytes for each file
+            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
+                continue
+            yield _member(path, info.name, info.size, partial(_read_tar, archive, forward, info))
+    # tarfile takes a damaged header for the end of the archive. The end that was meant is a block of zeros.
+    if forward.last != _ZEROS:
+        raise DataError(f"{path} is damaged or cut short: it stops without the mark of a tar archive's end")
+    tail = 0
+    while piece := file.read(2**20):  # up to the checksum at the end of a compressed file
+        tail += len(piece)
+        if tail > _MAX_TAIL_BYTES:
+            raise DataError(f"{path} goes on for more than {_MAX_TAIL_BYTES} bytes after its end: damaged or hostile")
+
+
+def _read_tar(archive: tarfile.TarFile, forward: _Forward, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info)
+    if file is None:
+        raise DataError(f"{forward.path} holds '{shown(info.name)}', which is not an ordinary file")
+    forward.limit = info.size  # at most MAX_FILE_BYTES: _member has seen to it
+    with file:
+        content = file.read()
+    forward.limit = _MAX_HEADER_BYTES
+    return content
+
+
+def _zip_members(path: Path, file: IO[bytes]) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            mode = info.external_attr >> 16
+            if info.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
+                continue
+            yield _member(path, info.filename, info.file_size, partial(_read_zip, archive, info))
+
+
+def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    # The other methods of zip unpack as much as they like at once; and without a limit so does deflate.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"'{shown(info.filename)}' is packed by a rare method; pack the archive with deflate")
+    with archive.open(info) as file:
+        return file.read(info.file_size + 1)
+
+
+def _member(path: Path, name: str, size: int, read: Callable[[], bytes]) -> Member:
+    parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in (parts[0] if parts else ""):
+        raise DataError(f"{path} holds '{shown(name)}', a path that leads outside: hostile, not read further")
+    if not 0 <= size <= MAX_FILE_BYTES:
+        raise DataError(
+            f"{path} holds '{shown(name)}' of {size} bytes; files of more than {MAX_FILE_BYTES} bytes are not read"
+        )
+    return Member(parts, size, read)
+
+
+def folder_members(path: Path) -> Iterator[Member]:
+    """Yield the regular files below a folder, sorted; links to files are followed, links to folders in it are not."""
+    try:
+        files = sorted(found for found in path.rglob("*") if found.is_file())
+        for file in files:
+            yield Member(file.relative_to(path).parts, file.stat().st_size, file.read_bytes)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
