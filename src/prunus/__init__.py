@@ -1,1 +1,122 @@
-"""Prunus."""
+"""Prunus makes convolutional networks small: it removes whole channels, proves the removal right, and trains back.
+
+>>> import prunus
+>>> result = prunus.prune(model, example_inputs, budget=prunus.Budget(macs=0.5))   # doctest: +SKIP
+>>> result.model, result.plan, result.verification                                  # doctest: +SKIP
+
+Names are imported when they are first used, so that `import prunus` and `prunus --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prunus.allocation import Budget, allocate
+    from prunus.api import PruneResult, prune
+    from prunus.cost import Cost, count_cost, predict_cost
+    from prunus.criteria import CRITERIA, score
+    from prunus.data import ImageData, load_data
+    from prunus.deploy import load, measure_latency, save
+    from prunus.errors import (
+        BudgetError,
+        ConfigError,
+        DataError,
+        FileFormatError,
+        ModelError,
+        PlanError,
+        PrunusError,
+        RunError,
+        SurgeryError,
+        TraceError,
+        VerificationError,
+    )
+    from prunus.graph.channels import ChannelGraph
+    from prunus.graph.trace import trace
+    from prunus.models import MODELS, build_model
+    from prunus.plan import PruningPlan
+    from prunus.surgery import remove
+    from prunus.verify import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CRITERIA",
+    "MODELS",
+    "Budget",
+    "BudgetError",
+    "ChannelGraph",
+    "ConfigError",
+    "Cost",
+    "DataError",
+    "FileFormatError",
+    "ImageData",
+    "ModelError",
+    "PlanError",
+    "PruneResult",
+    "PruningPlan",
+    "PrunusError",
+    "RunError",
+    "SurgeryError",
+    "TraceError",
+    "Verification",
+    "VerificationError",
+    "__version__",
+    "allocate",
+    "build_model",
+    "count_cost",
+    "load",
+    "load_data",
+    "measure_latency",
+    "predict_cost",
+    "prune",
+    "remove",
+    "save",
+    "score",
+    "trace",
+    "verify",
+]
+
+_HOMES = {
+    "prunus.allocation": ("Budget", "allocate"),
+    "prunus.api": ("PruneResult", "prune"),
+    "prunus.cost": ("Cost", "count_cost", "predict_cost"),
+    "prunus.criteria": ("CRITERIA", "score"),
+    "prunus.data": ("ImageData", "load_data"),
+    "prunus.deploy": ("load", "measure_latency", "save"),
+    "prunus.errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "prunus.graph.channels": ("ChannelGraph",),
+    "prunus.graph.trace": ("trace",),
+    "prunus.models": ("MODELS", "build_model"),
+    "prunus.plan": ("PruningPlan",),
+    "prunus.surgery": ("remove",),
+    "prunus.verify": ("Verification", "verify"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'prunus' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """The package itself, on which importing the module prunus.verify does not hide the function of that name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and name in _HOME_OF:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

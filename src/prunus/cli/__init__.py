@@ -1,0 +1,80 @@
+"""The command line: flags in, one call of the pipeline, errors as messages; heavy imports inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prunus import __version__
+from prunus.cli.talk import run_and_show
+
+app = typer.Typer(
+    name="prunus",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import platform
+        from importlib.metadata import version
+
+        typer.echo(f"prunus {__version__} (torch {version('torch')}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _prunus(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make convolutional networks small: remove whole channels, prove it right, train the accuracy back.
+
+    [bold]Start here:[/bold] [cyan]prunus demo[/cyan]
+
+    [bold]On your data:[/bold] [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB --out runs/a[/cyan]
+
+    [bold]All that can be set:[/bold] [cyan]prunus compress --help[/cyan]
+    """
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.", metavar="FOLDER")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.", metavar="N", min=0)] = 0,
+) -> None:
+    """Train, prune, verify and fine-tune a small network on handwritten digits: two minutes, no download.
+
+    The 1,797 images of 8×8 pixels come with Prunus. What it writes is what [bold]compress[/bold] writes: the small
+    network, the plan, the verification, and report.html to look at.
+    """
+
+    def run(console: Console) -> Path:
+        from prunus.pipeline import demo as run_demo
+
+        return run_demo(out, console=console, seed=seed)
+
+    run_and_show(run)
+
+
+# The flags of `compress` are made from RunConfig, whose library takes longer to import than `prunus --help` may last:
+# this command takes every argument as it is, and the real one is built when it is called.
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def compress(context: typer.Context) -> None:
+    """Train a network, remove redundant channels to a budget, prove the removal right, fine-tune, and report."""
+    from prunus.cli.compress import app as real
+
+    real(args=context.args, prog_name=context.command_path)
+
+
+def main() -> None:
+    """Run the command line: what the `prunus` script calls."""
+    app(prog_name="prunus")

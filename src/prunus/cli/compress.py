@@ -1,0 +1,88 @@
+"""`prunus compress`: a flag for every field of RunConfig, so that flags, file keys and help cannot drift apart."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.markup import escape
+
+from prunus.cli.talk import run_and_show
+from prunus.config import RunConfig, load_config
+from prunus.config_errors import flag_name
+
+
+def compress(config: Path | None, print_config: bool, **flags: object) -> None:
+    """Train a network, remove its redundant channels to a budget, prove the removal right, fine-tune, and report.
+
+    [bold]A budget is what the small network may cost.[/bold] At least one is needed; all that are given hold together.
+
+    [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB[/cyan]
+
+    [cyan]prunus compress --model resnet20 --data cifar10 --method layer-fusion --macs 0.5[/cyan]
+
+    [cyan]prunus compress --model vgg16_bn --data photos.tar.xz --params 2M --macs 40%[/cyan]
+
+    [bold]From a trained network,[/bold] and with settings in a file (its keys are the flags' names; flags win):
+
+    [cyan]prunus compress --model resnet56 --data cifar100 --checkpoint dense.safetensors --macs 0.35[/cyan]
+
+    [cyan]prunus compress --config run.yaml --seed 1 --out runs/b[/cyan]
+
+    Stop it with Ctrl-C at any time: the same command goes on where it was.
+    """
+
+    def run(console: Console) -> Path | None:
+        settings = load_config(config, flags)
+        if print_config:
+            typer.echo(settings.to_yaml(), nl=False)
+            return None
+        from prunus.pipeline import compress as run_pipeline
+
+        return run_pipeline(settings, console)
+
+    run_and_show(run)
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Make the flag of one field; its value stays text, so that RunConfig judges all of them at once."""
+    extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    default = "" if field.is_required() or field.default in (None, False) else f" [default: {field.default}]"
+    is_switch = not extra["metavar"]
+    option = typer.Option(
+        f"{flag_name(name)}/--no-{flag_name(name)[2:]}" if is_switch else flag_name(name),
+        help=escape(f"{field.description}{default}"),
+        metavar=extra["metavar"] or None,
+        rich_help_panel=extra["panel"],
+        show_default=False,
+    )
+    kind = bool | None if is_switch else str | None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    config = typer.Option(metavar="FILE", help="Settings in YAML; flags win over them.", rich_help_panel="What")
+    show = typer.Option("--print-config", help="Print the whole configuration and stop.", rich_help_panel="Running")
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        *(_option(name, field) for name, field in RunConfig.model_fields.items()),
+        inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
+        inspect.Parameter("print_config", keyword, default=False, annotation=Annotated[bool, show]),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(_with_flags(compress))
