@@ -66,5 +66,9 @@ def _block(in_channels: int, layers: int, growth: int) -> nn.Sequential:
 
 
 def densenet40(num_classes: int = 10, in_channels: int = 3) -> DenseNet:
-    """DenseNet-40 with growth 12: 1.06 M parameters (1.04 M without BatchNorm's), 283 M MACs at 32×32."""
+    """DenseNet-40 with growth 12: 1.06 M parameters (1.04 M without BatchNorm's), 283 M MACs at 32×32.
+
+    The network that HRank and later papers prune (github.com/lmbxmu/HRank, arXiv 2002.10179). Its stem has 24 channels,
+    that of the DenseNet paper 16.
+    """
     return DenseNet(12, 12, num_classes, in_channels)

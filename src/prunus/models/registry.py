@@ -47,8 +47,8 @@ def build_model(name: str, num_classes: int = 10, in_channels: int = 3) -> nn.Mo
     builder = MODELS.get(name)
     if builder is None:
         near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(f"there is no model named {name!r}: {hint}The names are {', '.join(sorted(MODELS))}.")
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"There is no model named {name!r}.{hint} The models are: {', '.join(sorted(MODELS))}.")
     for what, count in (("num_classes", num_classes), ("in_channels", in_channels)):
         if count < 1:
             raise ModelError(f"{name}: {what} is {count}, and must be at least 1.")
