@@ -9,8 +9,8 @@ Sources publish under three conventions, each named where it is used:
 
 No published MAC count was found for this SqueezeNet, nor one under these conventions for ResNet-110 with projection
 shortcuts: the exact integers alone hold those. Two of HRankPlus's figures fit no convention and are left out: 313.73 M
-MACs for VGG-16 (AutoBot's 314.294 M for the same network agrees to the last digit) and 282.00 M for DenseNet-40 (AutoBot's
-287.71 M agrees).
+MACs for VGG-16 (AutoBot's 314.294 M for the same network agrees to the last digit) and 282.00 M for DenseNet-40
+(AutoBot's 287.71 M agrees).
 """
 
 from __future__ import annotations
