@@ -4,6 +4,7 @@ PrunusError
 ├── ConfigError          a flag, a config file or an argument is wrong
 ├── DataError            a data set, archive or image cannot be used
 ├── ModelError           a model name, factory or checkpoint does not fit
+├── TrainingError        a training diverged
 ├── TraceError           the model could not be run on channel labels
 ├── PlanError            a pruning plan does not fit the network
 │   └── BudgetError      a budget cannot be reached
@@ -30,6 +31,10 @@ class DataError(PrunusError):
 
 class ModelError(PrunusError):
     """A model name, a factory or a checkpoint does not fit."""
+
+
+class TrainingError(PrunusError):
+    """A training diverged."""
 
 
 class TraceError(PrunusError):

@@ -1,0 +1,173 @@
+"""Checkpoints: everything a training needs to go on as if it had never stopped.
+
+One safetensors file a training: the network's tensors under `model/`, the optimiser's momentum under `momentum/`, the
+states of the random generators under `random/`; the rest is JSON in the metadata. The checkpoint before the last one is
+kept beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from prunus.errors import FileFormatError
+from prunus.files import load_tensors, save_tensors
+from prunus.training.hook import Hook
+from prunus.training.randomness import capture_random_states, restore_random_states
+from prunus.training.recipe import Recipe
+
+FORMAT_VERSION = 1
+_WHAT = "checkpoint"
+_KEY = "prunus_checkpoint"  # of the JSON in the metadata
+
+
+class Checkpoint(BaseModel):
+    """What a checkpoint holds beside tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history: list[dict[str, Any]]
+    finished: bool
+    hook_state: dict[str, Any]
+
+
+class _Header(Checkpoint):
+    format_version: int
+    run: dict[str, Any]
+    random: dict[str, Any]
+
+
+def checkpoint_path(folder: Path | str, stage: str) -> Path:
+    """Name the checkpoint of a training."""
+    return Path(folder) / f"{stage}.ckpt.safetensors"
+
+
+def describe_run(
+    recipe: Recipe, stage: str, seed: int, hook: Hook | None, train_labels: Tensor, val_labels: Tensor
+) -> dict[str, Any]:
+    """Describe a training, so that a checkpoint of another one is not taken for it."""
+    labels = hashlib.sha256(train_labels.cpu().numpy().tobytes() + val_labels.cpu().numpy().tobytes())
+    return {
+        **dataclasses.asdict(recipe),
+        "stage": stage,
+        "seed": seed,
+        "hook": type(hook).__name__ if hook else "none",
+        "training images": len(train_labels),
+        "validation images": len(val_labels),
+        "labels": labels.hexdigest()[:16],
+    }
+
+
+def save_checkpoint(
+    path: Path,
+    run: Mapping[str, Any],
+    state: Checkpoint,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+) -> None:
+    """Write a checkpoint; the one that was there becomes `<stage>.ckpt.prev.safetensors`."""
+    random_tensors, random = capture_random_states(device)
+    header = _Header(**dict(state), format_version=FORMAT_VERSION, run=dict(run), random=random)
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"momentum/{name}": buffer for name, buffer in _momentum(model, optimiser).items()}
+    tensors |= {f"random/{name}": tensor for name, tensor in random_tensors.items()}
+    if path.exists():
+        path.replace(_previous(path))
+    save_tensors(path, tensors, {_KEY: json.dumps(header.model_dump(), allow_nan=False)})
+
+
+def load_checkpoint(
+    path: Path, run: Mapping[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+) -> Checkpoint | None:
+    """Put network, optimiser and random generators back as the checkpoint has them; None where there is no checkpoint.
+
+    Raises:
+        FileFormatError: the file is damaged, is no checkpoint, or belongs to another training; the network and the
+            optimiser are as they were then.
+    """
+    source = path if path.exists() else _previous(path)  # alone where a write was killed between its two renames
+    if not source.exists():
+        return None
+    try:
+        tensors, metadata = load_tensors(source, _WHAT)
+        header = _read_header(source, metadata)
+        if header.run != dict(run):
+            raise FileFormatError(f"the {_WHAT} {source} is of another training: {_differences(header.run, run)}")
+        weights, buffers, states = (_under(prefix, tensors) for prefix in ("model/", "momentum/", "random/"))
+        _check_fit(source, weights, model.state_dict(), complete=True)
+        _check_fit(source, buffers, dict(model.named_parameters()), complete=False)
+        restore_random_states(states, header.random, device)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; {_way_out(source, path)}") from error
+    model.load_state_dict(weights)
+    for name, parameter in model.named_parameters():
+        if name in buffers:
+            optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
+    return Checkpoint(history=header.history, finished=header.finished, hook_state=header.hook_state)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".safetensors") + ".prev.safetensors")
+
+
+def _way_out(source: Path, path: Path) -> str:
+    if source == path and _previous(path).exists():
+        before = _previous(path).name
+        return f"delete it to go on from the epoch before, in {before}, or delete both to start this training again"
+    return "delete it to start this training again"
+
+
+def _read_header(path: Path, metadata: Mapping[str, str]) -> _Header:
+    if _KEY not in metadata:
+        raise FileFormatError(f"{path} is a safetensors file, but not a {_WHAT} of Prunus")
+    try:
+        content = json.loads(metadata[_KEY])
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise FileFormatError(f"the {_WHAT} {path} has format {version!r}, and this Prunus reads {FORMAT_VERSION}")
+        return _Header.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FileFormatError(f"the {_WHAT} {path} has a bad entry {where!r}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"the {_WHAT} {path} has metadata that is not JSON: {error}") from error
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    return ", ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_fit(path: Path, there: Mapping[str, Tensor], here: Mapping[str, Tensor], *, complete: bool) -> None:
+    """Refuse tensors that are not those of the network, before any is copied."""
+    strange = sorted(there.keys() - here.keys()) + (sorted(here.keys() - there.keys()) if complete else [])
+    for name in strange:
+        raise FileFormatError(f"the {_WHAT} {path} is of another network: only one of the two has {name}")
+    for name, tensor in there.items():
+        if (tensor.shape, tensor.dtype) != (here[name].shape, here[name].dtype):
+            described = " and ".join(
+                f"{tuple(t.shape)} {t.dtype} {w}" for t, w in ((tensor, "there"), (here[name], "here"))
+            )
+            raise FileFormatError(f"the {_WHAT} {path} is of another network: {name} is {described}")
+
+
+def _momentum(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name the optimiser's buffers after the parameters; one that never had a gradient has none."""
+    states = {name: optimiser.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    return {
+        name: state["momentum_buffer"] for name, state in states.items() if state.get("momentum_buffer") is not None
+    }

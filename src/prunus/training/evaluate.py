@@ -1,0 +1,48 @@
+"""How good a network is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    batch_size: int = 500,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Measure accuracy, in [0, 1], and mean cross-entropy, in float32 and eval mode; the mode is put back.
+
+    Args:
+        model: a classifier on `device`: (N, C, H, W) → (N, classes).
+        images: uint8 (N, C, H, W), on any device, N ≥ 1.
+        labels: int64 (N,).
+        normalize: turns uint8 images into what the network takes.
+        batch_size: images a forward pass.
+        device: where the network is.
+
+    Returns:
+        {"accuracy": …, "loss": …}
+    """
+    training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size].to(device)
+                target = labels[start : start + batch_size].to(device)
+                logits = model(normalize(batch)).float()
+                loss += F.cross_entropy(logits, target, reduction="sum")
+                correct += (logits.argmax(1) == target).sum()
+    finally:
+        model.train(training)
+    return {"accuracy": correct.item() / len(images), "loss": loss.item() / len(images)}

@@ -1,0 +1,27 @@
+"""What may look into a training, and steer it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Hook(Protocol):
+    """Called by `fit` around every epoch; epochs count from 1.
+
+    A hook that keeps something from epoch to epoch hands it out through `state`, which `fit` stores in the checkpoint
+    after `epoch_end`, and gets it back through `load_state` before the next `epoch_start` of a resumed training.
+    """
+
+    def epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Prepare an epoch; the model's weights may be changed in place (its shapes may not)."""
+
+    def epoch_end(self, model: nn.Module, epoch: int, metrics: dict[str, Any]) -> bool:
+        """Look at the trained and validated epoch, add JSON-able values to its metrics; True ends the training."""
+
+    def state(self) -> dict[str, Any]:
+        """Hand out what the hook remembers, as a JSON-able dict."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` handed out."""

@@ -1,0 +1,50 @@
+"""Random states: the global generators of torch, CUDA, NumPy and Python, and the generator of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.errors import FileFormatError
+
+
+def epoch_generator(seed: int, stage: str, epoch: int, device: torch.device) -> torch.Generator:
+    """Derive an epoch's generator from its name alone, so that it needs no memory of the epochs before."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def capture_random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the global generators: what is long as tensors, the rest as a JSON-able dict."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    key = numpy_state["state"]["key"]
+    version, words, kept = random.getstate()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(key.astype(np.int64)),
+        "python": torch.tensor(words, dtype=torch.int64),
+    }
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    position, has_gauss, gauss = numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]
+    return tensors, {"numpy": [position, has_gauss, gauss], "python": [version, kept]}
+
+
+def restore_random_states(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], device: torch.device) -> None:
+    """Put the global generators back as `capture_random_states` read them; FileFormatError where they do not fit."""
+    try:
+        version, kept = rest["python"]
+        random.setstate((version, tuple(tensors["python"].tolist()), kept))
+        np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), *rest["numpy"]))
+        torch.set_rng_state(tensors["torch"])
+        if device.type == "cuda" and "cuda" in tensors:  # a training may go on on another kind of device
+            torch.cuda.set_rng_state(tensors["cuda"], device)
+    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise FileFormatError(f"the checkpoint has random states that cannot be restored: {error}") from error
