@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prunus.allocation import Budget, allocate
+    from prunus.allocation import allocate
     from prunus.api import PruneResult, prune
+    from prunus.budget import Budget
     from prunus.cost import Cost, count_cost, predict_cost
     from prunus.criteria import CRITERIA, score
     from prunus.data import ImageData, load_data
@@ -81,8 +82,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "prunus.allocation": ("Budget", "allocate"),
+    "prunus.allocation": ("allocate",),
     "prunus.api": ("PruneResult", "prune"),
+    "prunus.budget": ("Budget",),
     "prunus.cost": ("Cost", "count_cost", "predict_cost"),
     "prunus.criteria": ("CRITERIA", "score"),
     "prunus.data": ("ImageData", "load_data"),

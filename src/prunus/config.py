@@ -115,10 +115,10 @@ class RunConfig(BaseModel):
     )
     batch_size: Whole = _flag(128, "Training", "N", "Images in a training step.", "128", ge=2, le=1_000_000)
     learning_rate: Real = _flag(
-        0.1, "Training", "RATE", "Peak learning rate of the dense training and the search.", "0.1", gt=0, le=100
+        0.2, "Training", "RATE", "Peak learning rate of the dense training.", "0.1", gt=0, le=100
     )
     finetune_learning_rate: Real = _flag(
-        0.02, "Training", "RATE", "Peak learning rate after the removal.", "0.02", gt=0, le=100
+        0.05, "Training", "RATE", "Peak learning rate of the search and after the removal.", "0.02", gt=0, le=100
     )
     weight_decay: Real = _flag(5e-4, "Training", "X", "Weight decay, not on BatchNorm or biases.", "5e-4", ge=0, le=1)
     label_smoothing: Real = _flag(0.0, "Training", "X", "Label smoothing.", "0.1", ge=0, lt=1)

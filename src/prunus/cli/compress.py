@@ -57,7 +57,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         f"{flag_name(name)}/--no-{flag_name(name)[2:]}" if is_switch else flag_name(name),
         help=escape(f"{field.description}{default}"),
-        metavar=extra["metavar"] or None,
+        metavar=extra["metavar"],
         rich_help_panel=extra["panel"],
         show_default=False,
     )
@@ -67,7 +67,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
     config = typer.Option(metavar="FILE", help="Settings in YAML; flags win over them.", rich_help_panel="What")
-    show = typer.Option("--print-config", help="Print the whole configuration and stop.", rich_help_panel="Running")
+    show = typer.Option("--print-config", metavar="", help="Print the whole configuration and stop.", rich_help_panel="Running")
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),

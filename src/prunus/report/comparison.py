@@ -1,0 +1,47 @@
+"""Dense beside pruned: the same five lines for the terminal, the page and whoever else shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prunus.report import numbers
+from prunus.report.folder import Summary
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One quantity of both networks in words; `left_ratio` is pruned/dense, None for what is not a cost."""
+
+    quantity: str
+    dense: str
+    pruned: str
+    gain: str
+    left_ratio: float | None
+
+
+def compare(summary: Summary) -> list[Compared]:
+    """List accuracy, bytes on disk, parameters, MACs and latency, in this order; latency only where it was measured."""
+    dense, pruned = summary.dense, summary.pruned
+    rows = [
+        Compared(
+            "test accuracy",
+            numbers.percent(dense.test_accuracy),
+            numbers.percent(pruned.test_accuracy),
+            f"{numbers.points(pruned.test_accuracy - dense.test_accuracy)} points",
+            None,
+        ),
+        _cost("bytes on disk", dense.size_bytes, pruned.size_bytes, numbers.size, "smaller"),
+        _cost("parameters", dense.params, pruned.params, numbers.count, "fewer"),
+        _cost("MACs", dense.macs, pruned.macs, numbers.count, "fewer"),
+    ]
+    if dense.latency_ms and pruned.latency_ms:
+        before, after = dense.latency_ms, pruned.latency_ms
+        gain = f"{numbers.times(before, after)} as fast"
+        left = after / before
+        rows.append(Compared("latency", numbers.milliseconds(before), numbers.milliseconds(after), gain, left))
+    return rows
+
+
+def _cost(quantity: str, before: int, after: int, write: Callable[[int], str], better: str) -> Compared:
+    return Compared(quantity, write(before), write(after), f"{numbers.times(before, after)} {better}", after / before)

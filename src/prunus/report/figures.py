@@ -1,0 +1,108 @@
+"""The charts of the page as plain Plotly JSON; colours are names of CSS variables, so that light and dark both fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunus.report.folder import RunFolder, Width
+
+STAGE_NAMES = {"dense": "dense training", "search": "search", "finetune": "fine-tuning"}
+
+
+def stage_name(stage: str) -> str:
+    """Name a stage for people: "finetune" → "fine-tuning"."""
+    return STAGE_NAMES.get(stage, stage)
+
+
+def accuracy_chart(run: RunFolder) -> dict[str, Any]:
+    """Draw training and validation accuracy, in %, over the epochs of all stages one after another."""
+    keys = (("val_accuracy", "validation", "solid"), ("train_accuracy", "training", "dot"))
+    return _curves(run, keys, 100.0, "accuracy (%)", ".2f")
+
+
+def loss_chart(run: RunFolder) -> dict[str, Any]:
+    """Draw training and validation loss over the epochs of all stages one after another."""
+    return _curves(run, (("val_loss", "validation", "solid"), ("loss", "training", "dot")), 1.0, "loss", ".4f")
+
+
+def widths_chart(widths: Sequence[Width]) -> dict[str, Any]:
+    """Draw the channels of every layer, before as an outline and after as a filled bar in it."""
+    layers = [width.layer for width in widths]
+
+    def bars(name: str, values: list[int], colour: str, line: str) -> dict[str, Any]:
+        marker = {"color": colour, "line": {"color": line, "width": 1}}
+        hover = "%{x}<br>" + name + ": %{y} channels<extra></extra>"
+        return {"type": "bar", "name": name, "x": layers, "y": values, "marker": marker, "hovertemplate": hover}
+
+    return {
+        "data": [
+            bars("before", [width.before for width in widths], "--dense-soft", "--dense"),
+            bars("after", [width.after for width in widths], "--pruned", "--pruned"),
+        ],
+        "layout": {
+            "barmode": "overlay",
+            "bargap": 0.25,
+            "xaxis": {"type": "category", "tickangle": -60, "automargin": True, "dtick": 1},
+            "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
+        },
+        "min_width": 120 + 17 * len(widths),  # pixels; below that the names would run into each other
+    }
+
+
+def _curves(
+    run: RunFolder, keys: Sequence[tuple[str, str, str]], factor: float, title: str, number_format: str
+) -> dict[str, Any]:
+    traces = []
+    bands, notes = _stage_bands(run)
+    for key, name, dash in keys:
+        x: list[int | None] = []
+        y: list[float | None] = []
+        epoch = 0
+        for rows in run.stages.values():
+            for row in rows:
+                epoch += 1
+                value = row.get(key)
+                x.append(epoch)
+                y.append(None if value is None else factor * float(value))
+            x.append(None)  # a gap: the network is another one in the next stage
+            y.append(None)
+        colour = "--pruned" if dash == "solid" else "--dense"
+        hover = f"epoch %{{x}}: %{{y:{number_format}}}<extra>{name}</extra>"
+        line = {"color": colour, "width": 2.5 if dash == "solid" else 1.5, "dash": dash}
+        points = {"size": 4, "color": colour}
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": name,
+                "x": x,
+                "y": y,
+                "line": line,
+                "marker": points,
+                "hovertemplate": hover,
+            }
+        )
+    layout = {
+        "xaxis": {"title": {"text": "epoch"}, "rangemode": "nonnegative"},
+        "yaxis": {"title": {"text": title}},
+        "shapes": bands,
+        "annotations": notes,
+        "hovermode": "x",
+    }
+    return {"data": traces, "layout": layout, "min_width": 0}
+
+
+def _stage_bands(run: RunFolder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    bands, notes = [], []
+    start = 0.5
+    for number, (stage, rows) in enumerate(run.stages.items()):
+        end = start + len(rows)
+        place = {"xref": "x", "yref": "paper"}
+        if number % 2:  # every second stage is shaded
+            box = {"type": "rect", "x0": start, "x1": end, "y0": 0, "y1": 1, "layer": "below"}
+            bands.append({**place, **box, "fillcolor": "--band", "line": {"width": 0}})
+        text = {"text": stage_name(stage), "showarrow": False, "xanchor": "center", "yanchor": "bottom"}
+        notes.append({**place, **text, "x": (start + end) / 2, "y": 1.0, "font": {"color": "--muted", "size": 12}})
+        start = end
+    return bands, notes

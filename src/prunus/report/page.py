@@ -1,0 +1,114 @@
+"""The page of a run: one HTML file that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+import shlex
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from prunus.files import atomic_write_text
+from prunus.report import numbers
+from prunus.report.comparison import compare
+from prunus.report.figures import accuracy_chart, loss_chart, stage_name, widths_chart
+from prunus.report.folder import RunFolder, read_run
+
+PAGE = "report.html"
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write report.html into a finished run folder, from its files alone, and return its path."""
+    run = read_run(run_dir)
+    path = run.path / PAGE
+    atomic_write_text(path, render(run))
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """Render the page: HTML with its style, its script and Plotly in it."""
+    assets = resources.files("prunus.report") / "assets"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(percent=numbers.percent, milliseconds=numbers.milliseconds)
+    template = environment.from_string((assets / "page.html.jinja").read_text("utf-8"))
+    return template.render(
+        summary=run.summary,
+        title=f"{run.summary.model} on {run.summary.data}",
+        rows=compare(run.summary),
+        stages=_stages(run),
+        charts=_charts(run),
+        passed=run.verification.get("passed") is True,
+        verification=_proof(run.verification),
+        latency=_latency(run.summary.latency),
+        command=_command(run),
+        environment={key: _plain(value) for key, value in run.environment.items()},
+        config_text=run.config_text,
+        style=Markup((assets / "page.css").read_text("utf-8")),
+        script=Markup((assets / "page.js").read_text("utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _charts(run: RunFolder) -> dict[str, dict[str, Any]]:
+    charts: dict[str, dict[str, Any]] = {}
+    if run.metrics:
+        charts |= {"accuracy": accuracy_chart(run), "loss": loss_chart(run)}
+    if run.summary.widths:
+        charts |= {"widths": widths_chart(run.summary.widths)}
+    return charts
+
+
+def _stages(run: RunFolder) -> list[dict[str, str]]:
+    table = []
+    for stage, rows in run.stages.items():
+        accuracies = [float(row["val_accuracy"]) for row in rows if row.get("val_accuracy") is not None]
+        seconds = sum(float(row.get("seconds") or 0.0) for row in rows)
+        last = numbers.percent(accuracies[-1]) if accuracies else "–"
+        best = numbers.percent(max(accuracies)) if accuracies else "–"
+        took = numbers.duration(seconds) if seconds else "–"
+        table.append({"name": stage_name(stage), "epochs": str(len(rows)), "last": last, "best": best, "took": took})
+    return table
+
+
+def _proof(verification: dict[str, Any]) -> dict[str, str]:
+    """Put the verification in words, without what the page says elsewhere or what is empty."""
+    said = {key: value for key, value in verification.items() if key != "passed" and value not in ("", None)}
+    return {
+        key.replace("_", " "): f"{value:.2g}" if isinstance(value, float) else _plain(value)
+        for key, value in said.items()
+    }
+
+
+def _latency(measured: dict[str, Any]) -> str:
+    """Say how latency was measured, as far as the run folder tells."""
+    one = next((value for value in measured.values() if isinstance(value, dict)), measured)
+    known = {key: one.get(key, measured.get(key)) for key in ("runs", "batch", "threads", "runtime", "processor")}
+    parts = [
+        f"median of {known['runs']} calls" if known["runs"] else "median",
+        f"batch {known['batch']}" if known["batch"] else "batch 1",
+        f"{known['threads']} thread{'s' if known['threads'] != 1 else ''}" if known["threads"] else "",
+        str(known["runtime"] or ""),
+        str(known["processor"] or ""),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _command(run: RunFolder) -> str:
+    command = run.environment.get("command")
+    if not isinstance(command, str) or not command:
+        return f"prunus compress --config {shlex.quote(str(run.path / 'config.yaml'))}"
+    program, _, arguments = command.partition(" ")
+    # What was typed, without the path at which the program happened to lie.
+    known = {"prunus": "prunus", "__main__.py": "python -m prunus"}
+    return f"{known.get(Path(program).name, program)} {arguments}".strip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(entry) for entry in value)
+    return "–" if value is None else str(value)
