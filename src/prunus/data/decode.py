@@ -1,4 +1,8 @@
-"""Decode image files in a pool of threads, bounded in memory, with a progress bar when it takes long."""
+"""Decode image files in a pool of threads, with bounded memory.
+
+The headers are read first, one by one, so that an image's size in memory is known, and can be refused, before a pixel
+of it is unpacked; the pixels are then decoded in the pool, where Pillow does not hold Python's lock.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,20 @@ from PIL import Image
 
 MAX_IMAGE_PIXELS = 4096 * 4096
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
-_GREY = ("L", "1", "LA")
+_GREY = ("L", "1", "LA", "La")
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # more than 8 bits: converting would clip them
-_BATCH = 64  # images a task: one alone takes a tenth of a millisecond
-# What Pillow's decoders raise on damaged files.
+_BATCH_IMAGES = 64  # one small image takes a tenth of a millisecond, less than handing it over
+_BATCH_BYTES = 32 * 2**20
+# What Pillow raises on damaged files. SyntaxError is its word for a broken PNG.
 _UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
     TypeError,
-    IndexError,
-    KeyError,
+    LookupError,
     AttributeError,
+    ArithmeticError,
     EOFError,
-    OverflowError,
     RuntimeError,
     MemoryError,
     struct.error,
@@ -56,27 +60,21 @@ class Decoded:
     reason: str = ""
 
 
-def decode(image: Encoded) -> Decoded:
-    """Decode one image: grey ones to (H, W), all others to (H, W, 3); transparency is dropped."""
-    try:
-        with Image.open(io.BytesIO(image.content), formats=_FORMATS) as picture:
-            if picture.width * picture.height > MAX_IMAGE_PIXELS:
-                return Decoded(image.parts, None, f"{picture.width}×{picture.height} pixels are too many to be read")
-            if picture.mode in _DEEP:
-                return Decoded(image.parts, None, f"it has more than 8 bits a channel (mode {picture.mode})")
-            mode = "L" if picture.mode in _GREY else "RGB"
-            converted = picture if picture.mode == mode else picture.convert(mode)
-            return Decoded(image.parts, np.array(converted, dtype=np.uint8))
-    except _UNREADABLE as error:
-        reason = str(error) if str(error) and "BytesIO" not in str(error) else "not an image that Pillow can read"
-        return Decoded(image.parts, None, reason)
+@dataclass(frozen=True)
+class _Opened:
+    """An image whose header has been read: a lazy picture of `size_bytes` decoded, or the reason why there is none."""
+
+    parts: tuple[str, ...]
+    picture: Image.Image | None
+    size_bytes: int = 0
+    reason: str = ""
 
 
 def decode_all(images: Iterable[Encoded]) -> Iterator[Decoded]:
-    """Decode images in a pool of threads; results come in order, and a few batches at most are held."""
+    """Decode images, in order: grey ones to (H, W), all others to RGB (H, W, 3); transparency is dropped."""
     workers = os.cpu_count() or 1
     waiting: deque[Future[list[Decoded]]] = deque()
-    # Pillow warns of odd metadata, which no one can act on here. (Filters belong to all threads, so they are set once.)
+    # Pillow warns of odd metadata, which no one can act on here. Filters belong to all threads, so they are set once.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore")
         for batch in _batches(images):
@@ -87,16 +85,50 @@ def decode_all(images: Iterable[Encoded]) -> Iterator[Decoded]:
             yield from waiting.popleft().result()
 
 
-def _decode_batch(images: Sequence[Encoded]) -> list[Decoded]:
-    return [decode(image) for image in images]
-
-
-def _batches(images: Iterable[Encoded]) -> Iterator[list[Encoded]]:
-    batch: list[Encoded] = []
+def _batches(images: Iterable[Encoded]) -> Iterator[list[_Opened]]:
+    batch: list[_Opened] = []
+    size_bytes = 0
     for image in images:
-        batch.append(image)
-        if len(batch) == _BATCH or sum(len(each.content) for each in batch) > 2**22:
+        opened = _open(image)
+        batch.append(opened)
+        size_bytes += opened.size_bytes + len(image.content)
+        if len(batch) == _BATCH_IMAGES or size_bytes > _BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size_bytes = [], 0
     if batch:
         yield batch
+
+
+def _open(image: Encoded) -> _Opened:
+    try:
+        picture = Image.open(io.BytesIO(image.content), formats=_FORMATS)
+    except _UNREADABLE as error:
+        return _Opened(image.parts, None, reason=_reason(error))
+    width, height = picture.size
+    if width * height > MAX_IMAGE_PIXELS:
+        return _Opened(image.parts, None, reason=f"{width}×{height} pixels are too many to be read")
+    if picture.mode in _DEEP:
+        return _Opened(image.parts, None, reason=f"it has more than 8 bits a channel (Pillow's mode {picture.mode})")
+    return _Opened(image.parts, picture, width * height * (1 if picture.mode in _GREY else 3))
+
+
+def _decode_batch(images: Sequence[_Opened]) -> list[Decoded]:
+    return [_decode(image) for image in images]
+
+
+def _decode(image: _Opened) -> Decoded:
+    if image.picture is None:
+        return Decoded(image.parts, None, image.reason)
+    try:
+        with image.picture as picture:
+            mode = "L" if picture.mode in _GREY else "RGB"
+            converted = picture if picture.mode == mode else picture.convert(mode)
+            shape = (picture.height, picture.width, 3)[: 2 if mode == "L" else 3]
+            return Decoded(image.parts, np.frombuffer(converted.tobytes(), dtype=np.uint8).reshape(shape))
+    except _UNREADABLE as error:
+        return Decoded(image.parts, None, _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    # Pillow names the file in its message, which here is the address of a buffer.
+    return str(error) if str(error) and "BytesIO" not in str(error) else "not an image that Pillow can read"

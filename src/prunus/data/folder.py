@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,19 +16,46 @@ from prunus.data.members import Member, shown
 from prunus.data.progress import progress_bar, say
 from prunus.errors import DataError
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SPLITS = ("train", "test")
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+_ARCHIVE_SUFFIXES = (".tar.xz", ".tar.gz", ".tgz", ".txz", ".tar", ".zip")
 _MAX_IMAGE_FILE_BYTES = 64 * 2**20
 _LAYOUT = "an image folder holds train/<class>/<image> and test/<class>/<image>, at most under one top folder"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_HOW_TO_SKIP = "Repair or remove it, or leave such images out with --skip-bad-images (in Python skip_bad_images=True)"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where an image belongs, from its path."""
+@dataclass
+class _Images:
+    """The images among the files of a source, and what was met on the way to them."""
 
-    split: str
-    label: str
+    source: Path
+    members: Iterable[Member]
+    roots: set[tuple[str, ...]] = field(default_factory=set)
+    elsewhere: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        """Read the images in train and test. Notes, thumbnails and hidden files are passed over."""
+        seen: set[tuple[str, ...]] = set()
+        for member in self.members:
+            if not is_image(member.parts):
+                continue
+            name = shown("/".join(member.parts))
+            depth = _root_depth(member.parts)
+            if depth is None:
+                self.elsewhere.append(name)
+                continue
+            self.roots.add(member.parts[:depth])
+            parts = member.parts[depth:]
+            if len(self.roots) > 1:
+                found = " and ".join(sorted(shown("/".join((*root, "train"))) for root in self.roots))
+                raise DataError(f"{self.source} holds more than one image folder: {found}; {_LAYOUT}")
+            if parts in seen:
+                raise DataError(f"{self.source} holds '{name}' twice; pack it again")
+            seen.add(parts)
+            if member.size > _MAX_IMAGE_FILE_BYTES:
+                raise DataError(f"{self.source} holds '{name}' of {member.size:,} bytes, too much for an image")
+            yield Encoded(parts, member.read())
 
 
 def read_image_folder(
@@ -47,16 +74,44 @@ def read_image_folder(
     Raises:
         DataError: no images, other classes in test than in train, or a bad image, named with what was expected.
     """
+    images = _Images(source, members)
+    decoded, unreadable = _decode(source, images, skip_bad_images, progress)
+    if images.elsewhere:
+        count = len(images.elsewhere)
+        say(f"{source}: {count:,} images outside train and test are not used, first {images.elsewhere[0]}")
+    if not decoded:
+        raise DataError(f"{source} holds no images in train or test; {_LAYOUT} ({', '.join(sorted(_SUFFIXES))})")
+    decoded.sort(key=lambda image: image.parts)
+    good, odd = _part_by_size(source, decoded, skip_bad_images)
+    bad = unreadable + odd
+    if bad:
+        say(f"{source}: skipped {len(bad):,} bad image{'s' * (len(bad) > 1)}, first {bad[0]}")
+    return _assemble(source, good, len(bad))
+
+
+def is_image(parts: tuple[str, ...]) -> bool:
+    """Tell by its path whether a file is an image; hidden files and those of macOS are not."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return bool(parts) and not hidden and PurePosixPath(parts[-1]).suffix.lower() in _SUFFIXES
+
+
+def _root_depth(parts: tuple[str, ...]) -> int | None:
+    """How many folders lie above train or test: 0, 1, or None where the file is in no class of either."""
+    return next((depth for depth in (0, 1) if len(parts) >= depth + 3 and parts[depth] in _SPLITS), None)
+
+
+def _decode(source: Path, images: _Images, skip: bool, progress: bool) -> tuple[list[Decoded], list[str]]:
+    """Decode what can be, and describe what cannot."""
     good: list[Decoded] = []
     bad: list[str] = []
     used_bytes, limit_bytes = 0, _memory_limit()
     with progress_bar(f"Reading {shown(source.name)}", show=progress) as advance:
-        for image in decode_all(_encoded(source, members)):
+        for image in decode_all(images):
             advance()
             if image.pixels is None:
                 bad.append(f"{shown('/'.join(image.parts))}: {shown(image.reason)}")
-                if not skip_bad_images:
-                    raise DataError(f"{source} holds an image that cannot be read: {bad[0]}. {_HOW_TO_SKIP}")
+                if not skip:
+                    raise DataError(f"{source} holds an image that cannot be read, {bad[0]}. {_HOW_TO_SKIP}")
                 continue
             used_bytes += image.pixels.nbytes
             if used_bytes > limit_bytes:
@@ -65,51 +120,20 @@ def read_image_folder(
                     "machine's memory; make the images smaller or fewer"
                 )
             good.append(image)
-    good.sort(key=lambda image: image.parts)
-    good, odd = _one_size(source, good, skip_bad_images)
-    bad += odd
-    if bad:
-        say(f"{source}: skipped {len(bad)} bad image{'s' * (len(bad) > 1)}, first {bad[0]}")
-    return _assemble(source, good, len(bad))
+    return good, bad
 
 
-_HOW_TO_SKIP = "Repair or remove it, or leave such images out with --skip-bad-images (in Python skip_bad_images=True)"
+def _memory_limit() -> int:
+    """Half of the machine's memory in bytes; 8 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30
 
 
-def _encoded(source: Path, members: Iterable[Member]) -> Iterator[Encoded]:
-    """Read the members that are images; everything else (notes, thumbnails, hidden files) is passed over."""
-    seen: set[tuple[str, ...]] = set()
-    for member in members:
-        if not _is_image(member.parts):
-            continue
-        name = shown("/".join(member.parts))
-        if member.size > _MAX_IMAGE_FILE_BYTES:
-            raise DataError(f"{source} holds '{name}' of {member.size} bytes, too much for an image; remove it")
-        if member.parts in seen:
-            raise DataError(f"{source} holds '{name}' twice; pack it again")
-        seen.add(member.parts)
-        yield Encoded(member.parts, member.read())
-
-
-def _is_image(parts: tuple[str, ...]) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(parts[-1]).suffix.lower() in _SUFFIXES if parts else False
-
-
-def _place(source: Path, parts: tuple[str, ...]) -> _Place:
-    """Find split and class in a path, which may begin with one top folder."""
-    for inner in (parts, parts[1:]):
-        if len(inner) >= 3 and inner[0] in _SPLITS:
-            return _Place(inner[0], inner[1])
-    raise DataError(f"{source} holds '{shown('/'.join(parts))}', which is in no class of train or test; {_LAYOUT}")
-
-
-def _one_size(source: Path, images: list[Decoded], skip: bool) -> tuple[list[Decoded], list[str]]:
+def _part_by_size(source: Path, images: list[Decoded], skip: bool) -> tuple[list[Decoded], list[str]]:
     """Part the images of the most common size from the others, which are described."""
-    sizes = Counter(_size(image) for image in images)
-    if not sizes:
-        raise DataError(f"{source} holds no images; {_LAYOUT}, as one of {', '.join(sorted(_SUFFIXES))}")
-    usual, count = sizes.most_common(1)[0]
+    usual, count = Counter(_size(image) for image in images).most_common(1)[0]
     odd = [
         f"{shown('/'.join(image.parts))}: found {_size(image)} pixels, expected {usual}, the size of {count:,} of "
         f"{len(images):,} images"
@@ -117,30 +141,30 @@ def _one_size(source: Path, images: list[Decoded], skip: bool) -> tuple[list[Dec
         if _size(image) != usual
     ]
     if odd and not skip:
-        raise DataError(f"{source} holds {len(odd):,} images of an odd size, first {odd[0]}. {_HOW_TO_SKIP}")
+        raise DataError(
+            f"{source} holds {len(odd):,} image{'s' * (len(odd) > 1)} of an odd size, first {odd[0]}. {_HOW_TO_SKIP}"
+        )
     return [image for image in images if _size(image) == usual], odd
 
 
 def _size(image: Decoded) -> str:
-    assert image.pixels is not None
+    assert image.pixels is not None  # the unreadable ones are parted off before
     height, width = image.pixels.shape[:2]
     return f"{width}×{height}"
 
 
 def _assemble(source: Path, images: list[Decoded], skipped: int) -> ImageData:
-    places = [_place(source, image.parts) for image in images]
-    classes = {split: sorted({place.label for place in places if place.split == split}) for split in _SPLITS}
+    classes = {split: sorted({image.parts[1] for image in images if image.parts[0] == split}) for split in _SPLITS}
     _check_classes(source, classes)
-    colour = any(image.pixels is not None and image.pixels.ndim == 3 for image in images)
+    channels = 3 if any(image.pixels is not None and image.pixels.ndim == 3 for image in images) else 1
     names = classes["train"]
-    parts = {
-        split: (
-            _stack([image.pixels for image, place in zip(images, places, strict=True) if place.split == split], colour),
-            np.array([names.index(place.label) for place in places if place.split == split]),
-        )
-        for split in _SPLITS
+    number = {name: index for index, name in enumerate(names)}
+    parts = {split: [image for image in images if image.parts[0] == split] for split in _SPLITS}
+    arrays = {
+        split: (_stack(part, channels), np.array([number[image.parts[1]] for image in part]))
+        for split, part in parts.items()
     }
-    return make_image_data(display_name(source, names), names, parts["train"], parts["test"], skipped)
+    return make_image_data(display_name(source, names), names, arrays["train"], arrays["test"], skipped)
 
 
 def _check_classes(source: Path, classes: dict[str, list[str]]) -> None:
@@ -158,29 +182,20 @@ def _check_classes(source: Path, classes: dict[str, list[str]]) -> None:
         raise DataError(f"{source}: the class name '{shown(strange[0])}' has control characters; rename its folder")
 
 
-def _stack(images: list[np.ndarray | None], colour: bool) -> np.ndarray:
-    """Stack (H, W) and (H, W, 3) images to (N, C, H, W), C = 3 if `colour`."""
-    height, width = next(image.shape[:2] for image in images if image is not None)
-    stacked = np.empty((len(images), 3 if colour else 1, height, width), dtype=np.uint8)
-    for target, image in zip(stacked, images, strict=True):
-        if image is not None:
-            target[:] = image.transpose(2, 0, 1) if image.ndim == 3 else image
+def _stack(images: list[Decoded], channels: int) -> np.ndarray:
+    """Stack (H, W) and (H, W, 3) images to (N, C, H, W)."""
+    pixels = [image.pixels for image in images if image.pixels is not None]
+    stacked = np.empty((len(pixels), channels, *pixels[0].shape[:2]), dtype=np.uint8)
+    for target, image in zip(stacked, pixels, strict=True):
+        target[:] = image.transpose(2, 0, 1) if image.ndim == 3 else image
     return stacked
 
 
 def display_name(source: Path, classes: list[str]) -> str:
-    """Name a data set after its file; the JPEG copy of CIFAR-10 says that it is one, its figures being its own."""
+    """Name a data set after its file; the JPEG copy of CIFAR-10 says that it is one, since its figures are its own."""
     name = source.resolve().name
-    for suffix in (".tar.xz", ".tar.gz", ".tgz", ".txz", ".tar", ".zip"):
-        name = name.removesuffix(suffix)
     if name.startswith("cifar10-jpeg") and tuple(classes) == CIFAR10_CLASSES:
         return "CIFAR-10 (JPEG)"
+    for suffix in _ARCHIVE_SUFFIXES:
+        name = name.removesuffix(suffix)
     return shown(name)
-
-
-def _memory_limit() -> int:
-    """Half of the machine's memory in bytes; 8 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 8 * 2**30

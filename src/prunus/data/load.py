@@ -2,23 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
+from prunus.data.cache import cached, default_cache_dir
+from prunus.data.cifar import LAYOUTS, Layout, cifar_layout, read_cifar
 from prunus.data.dataset import ImageData
 from prunus.data.digits import load_digits
-from prunus.data.folder import read_image_folder
-from prunus.data.members import archive_members, folder_members
+from prunus.data.download import OFFICIAL, find_or_download
+from prunus.data.folder import is_image, read_image_folder
+from prunus.data.members import Member, archive_members, folder_members
 from prunus.errors import DataError
+
+NAMES = ("digits", *OFFICIAL)
 
 
 def load_data(
     spec: str | Path, *, cache_dir: Path | None = None, skip_bad_images: bool = False, progress: bool = True
 ) -> ImageData:
-    """Load a data set by name or from a path."""
+    """Load a data set by its name or from a path; decoded images are cached.
+
+    Args:
+        spec: "digits" (comes with Prunus), "cifar10", "cifar100" (looked for in the cache folder and here, else
+            downloaded); or the path of an official CIFAR archive, or of an image folder (train/<class>/…,
+            test/<class>/…) as a directory, .tar, .tar.gz, .tar.xz or .zip.
+        cache_dir: default: $PRUNUS_CACHE or the user's cache folder.
+        skip_bad_images: leave out unreadable and odd-sized images of an image folder, and say so, in place of an error.
+        progress: show progress bars, on stderr, for what takes over two seconds.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be used; the message says why and what to do.
+    """
     if spec == "digits":
         return load_digits()
+    cache_dir = cache_dir or default_cache_dir()
+    known = isinstance(spec, str) and spec in OFFICIAL
+    path = find_or_download(str(spec), cache_dir, progress=progress) if known else _existing(spec)
+
+    def build() -> ImageData:
+        return _read(path, skip_bad_images, progress)
+
+    return cached(path, cache_dir, build, skip_bad_images=skip_bad_images)
+
+
+def _existing(spec: str | Path) -> Path:
     path = Path(spec).expanduser()
-    if not path.exists():
-        raise DataError(f"no data set or file '{spec}'")
-    members = folder_members(path) if path.is_dir() else archive_members(path)
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise DataError(f"the data set {str(spec)!r:.200} cannot be opened: {error}") from error
+    near = get_close_matches(str(spec).lower().replace("-", ""), NAMES, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise DataError(
+        f"there is no data set '{spec}': neither a file or folder here nor one of {', '.join(NAMES)}.{hint}"
+    )
+
+
+def _read(path: Path, skip_bad_images: bool, progress: bool) -> ImageData:
+    layout, members = _recognise(path)
+    if layout:
+        return read_cifar(path, layout, members)
     return read_image_folder(path, members, skip_bad_images=skip_bad_images, progress=progress)
+
+
+def _recognise(path: Path) -> tuple[Layout | None, Iterator[Member]]:
+    """Tell CIFAR's own files from an image folder by the first file that is either; None: an image folder."""
+    if path.is_dir():
+        name = path.resolve().name
+        # The folder's own name tells what it is where it is CIFAR's, unpacked.
+        members = folder_members(path, (name,) if name in LAYOUTS else ())
+    else:
+        members = archive_members(path)
+    for member in members:
+        layout = cifar_layout(member.parts)
+        if layout or is_image(member.parts):
+            return layout, chain([member], members)
+    return None, iter(())

@@ -1,14 +1,15 @@
 """Walk through the files of a tar or zip archive in memory, in the order they are stored; nothing is unpacked to disk.
 
 An archive comes from somewhere else and may be hostile. So: names that lead outside are refused, links and devices are
-passed over, sizes are bounded before anything is read, and a damaged or truncated archive is an error, never a
-shorter data set.
+too, sizes are bounded before anything is read, and a damaged or truncated archive is an error, never a shorter
+data set.
 """
 
 from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import stat
 import struct
 import tarfile
@@ -25,6 +26,7 @@ from prunus.errors import DataError
 MAX_FILE_BYTES = 256 * 2**20  # the largest file of a known data set, CIFAR-100's training batch, has 154 MB
 _MAX_HEADER_BYTES = 2**20  # a long file name, or the extended attributes of a file
 _MAX_TAIL_BYTES = 64 * 2**20  # padding after the end of a tar archive
+_DRIVE = re.compile("[A-Za-z]:")
 _ZEROS = bytes(tarfile.BLOCKSIZE)
 _BROKEN = (
     tarfile.TarError,
@@ -119,8 +121,10 @@ def _tar_members(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[Member
     with tarfile.open(fileobj=forward, mode="r:") as archive:  # type: ignore[call-overload]
         while (info := archive.next()) is not None:
             archive.members = []  # else it keeps every header, hundreds of bytes for each file
-            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
+            if info.isdir():
                 continue
+            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
+                raise _not_plain(path, info.name)
             yield _member(path, info.name, info.size, partial(_read_tar, archive, forward, info))
     # tarfile takes a damaged header for the end of the archive. The end that was meant is a block of zeros.
     if forward.last != _ZEROS:
@@ -147,8 +151,10 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16
-            if info.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
+            if info.is_dir():
                 continue
+            if stat.S_IFMT(mode) and not stat.S_ISREG(mode):
+                raise _not_plain(path, info.filename)
             yield _member(path, info.filename, info.file_size, partial(_read_zip, archive, info))
 
 
@@ -160,9 +166,16 @@ def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return file.read(info.file_size + 1)
 
 
+def _not_plain(path: Path, name: str) -> DataError:
+    return DataError(
+        f"{path} holds '{shown(name)}', a link or device, which is not followed; "
+        "pack the archive again with plain files only (tar --dereference --hard-dereference)"
+    )
+
+
 def _member(path: Path, name: str, size: int, read: Callable[[], bytes]) -> Member:
     parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
-    if name.startswith(("/", "\\")) or ".." in parts or ":" in (parts[0] if parts else ""):
+    if name.startswith(("/", "\\")) or ".." in parts or _DRIVE.match(name):
         raise DataError(f"{path} holds '{shown(name)}', a path that leads outside: hostile, not read further")
     if not 0 <= size <= MAX_FILE_BYTES:
         raise DataError(
@@ -171,11 +184,14 @@ def _member(path: Path, name: str, size: int, read: Callable[[], bytes]) -> Memb
     return Member(parts, size, read)
 
 
-def folder_members(path: Path) -> Iterator[Member]:
-    """Yield the regular files below a folder, sorted; links to files are followed, links to folders in it are not."""
+def folder_members(path: Path, prefix: tuple[str, ...] = ()) -> Iterator[Member]:
+    """Yield the regular files below a folder, sorted; links to files are followed, to folders in it are not.
+
+    `prefix` is put before the parts of their paths.
+    """
     try:
         files = sorted(found for found in path.rglob("*") if found.is_file())
         for file in files:
-            yield Member(file.relative_to(path).parts, file.stat().st_size, file.read_bytes)
+            yield Member(prefix + file.relative_to(path).parts, file.stat().st_size, file.read_bytes)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
