@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,20 @@ class _Header(Checkpoint):
     random: dict[str, Any]
 
 
-def checkpoint_path(folder: Path | str, stage: str) -> Path:
+@dataclass(frozen=True)
+class CheckpointStore:
+    """Where the checkpoints of one training lie (None: it has none), what they are of, and what they put back."""
+
+    path: Path | None
+    run: Mapping[str, Any]
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    device: torch.device
+
+
+def checkpoint_path(folder: Path | str | None, stage: str) -> Path | None:
     """Name the checkpoint of a training."""
-    return Path(folder) / f"{stage}.ckpt.safetensors"
+    return None if folder is None else Path(folder) / f"{stage}.ckpt.safetensors"
 
 
 def describe_run(
@@ -66,52 +78,48 @@ def describe_run(
     }
 
 
-def save_checkpoint(
-    path: Path,
-    run: Mapping[str, Any],
-    state: Checkpoint,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-) -> None:
+def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the one that was there becomes `<stage>.ckpt.prev.safetensors`."""
-    random_tensors, random = capture_random_states(device)
-    header = _Header(**dict(state), format_version=FORMAT_VERSION, run=dict(run), random=random)
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"momentum/{name}": buffer for name, buffer in _momentum(model, optimiser).items()}
+    if store.path is None:
+        return
+    random_tensors, random = capture_random_states(store.device)
+    header = _Header(**dict(checkpoint), format_version=FORMAT_VERSION, run=dict(store.run), random=random)
+    tensors = {f"model/{name}": tensor for name, tensor in store.model.state_dict().items()}
+    tensors |= {f"momentum/{name}": buffer for name, buffer in _momentum(store.model, store.optimiser).items()}
     tensors |= {f"random/{name}": tensor for name, tensor in random_tensors.items()}
-    if path.exists():
-        path.replace(_previous(path))
-    save_tensors(path, tensors, {_KEY: json.dumps(header.model_dump(), allow_nan=False)})
+    if store.path.exists():
+        store.path.replace(_previous(store.path))
+    save_tensors(store.path, tensors, {_KEY: json.dumps(header.model_dump(), allow_nan=False)})
 
 
-def load_checkpoint(
-    path: Path, run: Mapping[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
-) -> Checkpoint | None:
+def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
     """Put network, optimiser and random generators back as the checkpoint has them; None where there is no checkpoint.
 
     Raises:
         FileFormatError: the file is damaged, is no checkpoint, or belongs to another training; the network and the
             optimiser are as they were then.
     """
+    path = store.path
+    if path is None:
+        return None
     source = path if path.exists() else _previous(path)  # alone where a write was killed between its two renames
     if not source.exists():
         return None
     try:
         tensors, metadata = load_tensors(source, _WHAT)
         header = _read_header(source, metadata)
-        if header.run != dict(run):
-            raise FileFormatError(f"the {_WHAT} {source} is of another training: {_differences(header.run, run)}")
+        if header.run != dict(store.run):
+            raise FileFormatError(f"the {_WHAT} {source} is of another training: {_differences(header.run, store.run)}")
         weights, buffers, states = (_under(prefix, tensors) for prefix in ("model/", "momentum/", "random/"))
-        _check_fit(source, weights, model.state_dict(), complete=True)
-        _check_fit(source, buffers, dict(model.named_parameters()), complete=False)
-        restore_random_states(states, header.random, device)
+        _check_fit(source, weights, store.model.state_dict(), complete=True)
+        _check_fit(source, buffers, dict(store.model.named_parameters()), complete=False)
+        restore_random_states(states, header.random, store.device)
     except FileFormatError as error:
         raise FileFormatError(f"{error}; {_way_out(source, path)}") from error
-    model.load_state_dict(weights)
-    for name, parameter in model.named_parameters():
+    store.model.load_state_dict(weights)
+    for name, parameter in store.model.named_parameters():
         if name in buffers:
-            optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
+            store.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
     return Checkpoint(history=header.history, finished=header.finished, hook_state=header.hook_state)
 
 

@@ -23,8 +23,8 @@ class Compute:
         """Open the context for a forward pass: float32 weights, convolutions in bfloat16 where that was chosen."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
-    def place(self, images: Tensor) -> Tensor:
-        """Lay out a batch (N, C, H, W) as the network is laid out."""
+    def lay_out(self, images: Tensor) -> Tensor:
+        """Arrange a batch (N, C, H, W) in memory as the network's weights are."""
         return images.contiguous(memory_format=self.memory_format)
 
 
@@ -40,7 +40,7 @@ def choose_compute(model: nn.Module, precision: Precision, device: torch.device,
     return Compute(device, bfloat16, torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+def lay_out_model(model: nn.Module, memory_format: torch.memory_format) -> None:
     """Rearrange the 4-D parameters and buffers of `model` in place."""
     model.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub has no such overload
 

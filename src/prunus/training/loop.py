@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import TrainingError
-from prunus.training.checkpoint import Checkpoint, checkpoint_path, describe_run, load_checkpoint, save_checkpoint
+from prunus.training.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    checkpoint_path,
+    describe_run,
+    load_checkpoint,
+    save_checkpoint,
+)
 from prunus.training.evaluate import evaluate
-from prunus.training.hardware import Compute, choose_compute, lay_out
+from prunus.training.hardware import Compute, choose_compute, lay_out_model
 from prunus.training.hook import Hook
 from prunus.training.optimiser import build_optimiser, learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
@@ -23,6 +31,10 @@ from prunus.training.randomness import epoch_generator
 from prunus.training.recipe import Recipe
 
 _STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss makes a GPU wait; a NaN stays in the running sum
+
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # uint8 batch, where its randomness comes from → network input
+Normalize = Callable[[Tensor], Tensor]  # uint8 batch → network input
 
 
 class LabelledImages(Protocol):
@@ -38,19 +50,27 @@ class LabelledImages(Protocol):
     def val_labels(self) -> Tensor: ...  # noqa: D102
 
 
+@dataclass(frozen=True)
+class _Images:
+    train_images: Tensor
+    train_labels: Tensor
+    val_images: Tensor
+    val_labels: Tensor
+
+
 def fit(
     model: nn.Module,
     data: LabelledImages,
     recipe: Recipe,
     *,
-    augment: Callable[[Tensor, torch.Generator], Tensor],
-    normalize: Callable[[Tensor], Tensor],
+    augment: Augment,
+    normalize: Normalize,
     stage: str = "train",
     seed: int = 0,
     checkpoint_dir: Path | str | None = None,
     device: torch.device | str = "cpu",
     hook: Hook | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, and go on from the last finished epoch where a checkpoint of this training exists.
@@ -82,80 +102,62 @@ def fit(
         RunError: the checkpoint cannot be written.
     """
     device = torch.device(device)
-    model.to(device)
-    compute = choose_compute(model, recipe.precision, device, normalize(data.val_images[:2].to(device)))
-    lay_out(model, compute.memory_format)
+    data = _on_device(data, device)
+    steps_per_epoch = max(1, len(data.train_images) // recipe.batch_size)
+    compute = choose_compute(model.to(device), recipe.precision, device, normalize(data.val_images[:2]))
+    lay_out_model(model, compute.memory_format)
     optimiser = build_optimiser(model, recipe)
-    train_images, train_labels = data.train_images.to(device), data.train_labels.to(device)
-    val_images, val_labels = data.val_images.to(device), data.val_labels.to(device)
-    steps_per_epoch = max(1, len(train_images) // recipe.batch_size)
 
-    path = checkpoint_path(checkpoint_dir, stage) if checkpoint_dir is not None else None
-    run = describe_run(recipe, stage, seed, hook, train_labels, val_labels)
-    checkpoint = load_checkpoint(path, run, model, optimiser, device) if path else None
-    history = list(checkpoint.history) if checkpoint else []
-    finished = checkpoint is not None and checkpoint.finished
-    if checkpoint and hook:
+    def prepare(images: Tensor) -> Tensor:
+        return compute.lay_out(normalize(images))
+
+    run = describe_run(recipe, stage, seed, hook, data.train_labels, data.val_labels)
+    store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device)
+    checkpoint = load_checkpoint(store) or Checkpoint(history=[], finished=False, hook_state={})
+    history, finished = list(checkpoint.history), checkpoint.finished
+    if hook and history:
         hook.load_state(checkpoint.hook_state)
     for metrics in history:
-        if on_epoch:
-            on_epoch(metrics)
+        on_epoch(metrics)
 
     with ProgressDisplay(stage, recipe.epochs, steps_per_epoch, enabled=progress, done=len(history)) as display:
         while not finished:
-            epoch = len(history) + 1
-            started = time.perf_counter()
+            epoch, started = len(history) + 1, time.perf_counter()
             if hook:
                 hook.epoch_start(model, epoch)
-            trained = _train_epoch(
-                model,
-                optimiser,
-                train_images,
-                train_labels,
-                recipe,
-                epoch,
-                generator=epoch_generator(seed, stage, epoch, device),
-                augment=augment,
-                compute=compute,
-                display=display,
-            )
-            validated = evaluate(
-                model, val_images, val_labels, normalize=lambda batch: compute.place(normalize(batch)), device=device
-            )
-            metrics = {
-                "stage": stage,
-                "epoch": epoch,
-                **trained,
-                "val_loss": validated["loss"],
-                "val_accuracy": validated["accuracy"],
-                "learning_rate": optimiser.param_groups[0]["lr"],
-                "seconds": time.perf_counter() - started,
-            }
-            finished = bool(hook.epoch_end(model, epoch, metrics)) if hook else False
-            finished = finished or epoch == recipe.epochs
+            generator = epoch_generator(seed, stage, epoch, device)
+            trained = _train_epoch(model, optimiser, data, recipe, epoch, augment, generator, compute, display)
+            validated = evaluate(model, data.val_images, data.val_labels, normalize=prepare, device=device)
+            _stop_unless_finite(validated["loss"], epoch, recipe)
+            metrics = {"stage": stage, "epoch": epoch} | trained | {f"val_{k}": v for k, v in validated.items()}
+            metrics |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
+
+            stopped = bool(hook and hook.epoch_end(model, epoch, metrics))
+            finished = stopped or epoch == recipe.epochs
             history.append(metrics)
-            if path:
-                state = Checkpoint(history=history, finished=finished, hook_state=hook.state() if hook else {})
-                save_checkpoint(path, run, state, model, optimiser, device)
-            if on_epoch:
-                on_epoch(metrics)
+            hook_state = hook.state() if hook else {}
+            save_checkpoint(store, Checkpoint(history=history, finished=finished, hook_state=hook_state))
+            on_epoch(metrics)
             display.epoch(metrics)
 
-    lay_out(model, torch.contiguous_format)
+    lay_out_model(model, torch.contiguous_format)
     model.eval()
     return history
+
+
+def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:
+    parts = (data.train_images, data.train_labels, data.val_images, data.val_labels)
+    return _Images(*(part.to(device) for part in parts))
 
 
 def _train_epoch(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
+    data: LabelledImages,
     recipe: Recipe,
     epoch: int,
-    *,
+    augment: Augment,
     generator: torch.Generator,
-    augment: Callable[[Tensor, torch.Generator], Tensor],
     compute: Compute,
     display: ProgressDisplay,
 ) -> dict[str, float]:
@@ -163,14 +165,14 @@ def _train_epoch(
     model.train()
     loss_sum = torch.zeros((), device=compute.device)
     correct = torch.zeros((), dtype=torch.int64, device=compute.device)
-    order = torch.randperm(len(images), generator=generator, device=compute.device)
-    steps = max(1, len(images) // recipe.batch_size)
-    seen = 0
-    started = time.perf_counter()
+    order = torch.randperm(len(data.train_labels), generator=generator, device=compute.device)
+    steps = max(1, len(order) // recipe.batch_size)
+    seen, started = 0, time.perf_counter()
     for step in range(steps):
         set_learning_rate(optimiser, learning_rate(recipe, (epoch - 1) * steps + step, steps))
         chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        batch, target = compute.place(augment(images[chosen], generator)), labels[chosen]
+        batch = compute.lay_out(augment(data.train_images[chosen], generator))
+        target = data.train_labels[chosen]
         with compute.autocast():
             logits = model(batch)
         loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
@@ -182,13 +184,13 @@ def _train_epoch(
         correct += (logits.detach().argmax(1) == target).sum()
         seen += len(chosen)
         if (step + 1) % _STEPS_BETWEEN_LOSS_CHECKS == 0 or step == steps - 1:
-            _stop_unless_finite(loss_sum, epoch, recipe)
+            _stop_unless_finite(loss_sum.item(), epoch, recipe)
         display.step(seen / (time.perf_counter() - started))
     return {"loss": loss_sum.item() / steps, "train_accuracy": correct.item() / seen}
 
 
-def _stop_unless_finite(loss: Tensor, epoch: int, recipe: Recipe) -> None:
-    if not math.isfinite(loss.item()):
+def _stop_unless_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
         raise TrainingError(
             f"the loss is no longer finite in epoch {epoch} (learning rate up to {recipe.learning_rate:g}, "
             f"precision {recipe.precision}); try a lower learning rate such as {recipe.learning_rate / 4:g}, a longer "
