@@ -87,12 +87,14 @@ def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, int
 
 def _count(module: str, key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
-        raise SurgeryError(f"the size {key!r} of module {module!r} is {value!r}; it should be a count from 0 to 1,000,000.")
+        raise SurgeryError(
+            f"the size {key!r} of module {module!r} is {value!r}; it should be a count from 0 to 1,000,000."
+        )
     return value
 
 
 def _is_count_tuple(module: nn.Module, value: object) -> bool:
-    """Say whether a value is a tuple of counts in a module of the user's; torch's own tuples are kernel sizes and the like."""
+    """Say whether a value is a tuple of counts in a user's module; torch's own tuples are kernel sizes and the like."""
     own = not type(module).__module__.startswith("torch.")
     return own and isinstance(value, tuple) and len(value) > 0 and all(type(item) is int for item in value)
 
@@ -155,7 +157,10 @@ def _check_shapes(model: nn.Module, graph: ChannelGraph) -> None:
     """Refuse a model that is not the one the graph was traced from."""
     held = {
         name: tuple(tensor.shape)
-        for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        for name, tensor in [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
     }
     for name, labelled in graph.tensors.items():
         if held.get(name) != labelled.shape:

@@ -1,8 +1,9 @@
-"""Prove a removal: the pruned network equals the original whose removed channels are silenced where they are consumed."""
+"""Prove a removal: the pruned network equals the original whose removed channels are silenced at their consumers."""
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,8 @@ TOLERANCE = 1e-10
 class Verification:
     """What the comparison found.
 
-    `max_relative_error` is max |pruned − silenced| / max |silenced| over all outputs; NaN if the pruned network did not run,
-    in which case `failure` says why.
+    `max_relative_error` is max |pruned − silenced| / max |silenced| over all outputs; NaN if the pruned network did not
+    run. `failure` says why it did not pass.
     """
 
     passed: bool
@@ -38,7 +39,9 @@ def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modu
     """Return a copy of the model, as large as before, whose consumers ignore the channels that `plan` drops."""
     keep = plan.keep_array(graph)
     silenced = copy.deepcopy(model)
-    tensors = dict([*silenced.named_parameters(remove_duplicate=False), *silenced.named_buffers(remove_duplicate=False)])
+    tensors = dict(
+        [*silenced.named_parameters(remove_duplicate=False), *silenced.named_buffers(remove_duplicate=False)]
+    )
     for weight, axis in {(use.weight, use.input_axis) for use in graph.contractions if use.input_axis is not None}:
         for field in graph.tensors[weight].fields:
             if field.shape[axis] > 1:
@@ -47,9 +50,7 @@ def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modu
     return silenced
 
 
-def verify(
-    model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs
-) -> Verification:
+def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs) -> Verification:
     """Compare a pruned network with the silenced original on real inputs, in float64 and evaluation mode.
 
     Args:
@@ -68,8 +69,8 @@ def verify(
         reference = _outputs(_prepared(silence(model, graph, plan)), args)
         try:
             found = _outputs(_prepared(copy.deepcopy(pruned)), args)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = f"the pruned network does not run: {error}"
+        except (RuntimeError, ValueError, TypeError, IndexError) as cause:
+            reason = f"the pruned network does not run: {cause}"
             return Verification(False, float("nan"), TOLERANCE, "float64", samples, len(reference), reason)
     if [out.shape for out in found] != [out.shape for out in reference]:
         reason = f"its outputs have shapes {[tuple(o.shape) for o in found]}, not {[tuple(o.shape) for o in reference]}"
@@ -97,6 +98,6 @@ def _relative_error(found: Tensor, reference: Tensor) -> float:
         return 0.0
     scale = float(reference.abs().max())
     difference = float((found.double() - reference.double()).abs().max())
-    if not difference == difference:  # a NaN in either is a failure, never equality
+    if math.isnan(difference):  # a NaN in either is a failure, never equality
         return float("inf")
     return difference / scale if scale > 0 else difference

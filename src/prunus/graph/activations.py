@@ -16,13 +16,11 @@ from prunus.graph.channels import Activation, ChannelGraph
 from prunus.graph.rules import NONLINEARITIES
 
 
-def measure_zero_fractions(
-    model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor]
-) -> npt.NDArray[np.float64]:
+def measure_zero_fractions(model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor]) -> npt.NDArray[np.float64]:
     """Return the fraction of zeros of every coupled channel after its non-linearities, averaged over those it meets.
 
-    This is APoZ (Hu et al. 2016, arXiv:1607.03250), for any network: the k-th non-linearity of a real forward pass is the
-    k-th of the trace, which knows its channels.
+    This is APoZ (Hu et al. 2016, arXiv:1607.03250), for any network: the k-th non-linearity of a real forward pass is
+    the k-th of the trace, which knows its channels.
 
     Args:
         model: the network that `graph` was traced from; it runs in evaluation mode and gets its own mode back.
@@ -49,7 +47,9 @@ def measure_zero_fractions(
         for module, mode in before.items():
             module.training = mode
     if not count:
-        raise TraceError("measuring activations needs at least one batch; pass calibration=images, an (N, C, H, W) tensor.")
+        raise TraceError(
+            "measuring activations needs at least one batch; pass calibration=images, an (N, C, H, W) tensor."
+        )
     with np.errstate(invalid="ignore"):
         return watch.zeros / np.where(watch.seen > 0, watch.seen, np.nan)
 

@@ -1,4 +1,4 @@
-"""From the labels of a trace to its channel graph: join what is united, drop what is frozen, group what runs together."""
+"""From a trace's labels to its channel graph: join what is united, drop what is frozen, group what runs together."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def assemble(
     consumed = {int(c) for use in uses for c in component[use.input_labels]}
     for c in produced - consumed:
         reasons.setdefault(c, "no layer consumes it")
+    _freeze_single(tape, component, produced & consumed, reasons)
     prunable = np.array(sorted(c for c in produced & consumed if c not in reasons), dtype=np.int64)
     ids = np.full(len(component) + 1, -1, dtype=np.int64)  # id of each label; the last entry answers label −1
     number = {int(c): i for i, c in enumerate(prunable)}
@@ -86,14 +87,14 @@ def _use(tape: Tape, contracted: Contracted, names: Mapping[int, str]) -> _Use:
     inputs = tape.along(weight, contracted.input_axis, "a contraction")
     name = names.get(weight.untyped_storage()._cdata)
     known = [int(labels.max()) for labels in (outputs, inputs) if len(labels) and int(labels.max()) >= 0]
-    if name is None and known:
+    if name is None and known and contracted.computed:
         name = tape.owner(known[0]).tensor
     axis = tape.owner(int(inputs.max())).axis if int(inputs.max()) >= 0 else None
     return _Use(contracted, name, outputs, inputs, axis)
 
 
 def _components(tape: Tape) -> Components:
-    """Number the connected components of the united labels: one number a label."""
+    """Give every label the number of its connected component among the united labels."""
     count = tape.label_count
     pairs = np.concatenate([union.numpy() for union in tape.unions], axis=1) if tape.unions else np.zeros((2, 0), int)
     graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(count, count))
@@ -109,6 +110,17 @@ def _frozen_components(tape: Tape, component: Components) -> dict[int, str]:
     return reasons
 
 
+def _freeze_single(tape: Tape, component: Components, candidates: set[int], reasons: dict[int, str]) -> None:
+    """Freeze a width whose channels are all coupled into one: at least one has to stay."""
+    widest: Counter[int] = Counter()
+    for owner in tape.owners:
+        run = component[owner.start : owner.start + owner.size]
+        if owner.size > 1 and int(run[0]) in candidates and (run == run[0]).all():
+            widest[int(run[0])] = max(widest[int(run[0])], owner.size)
+    for c, size in widest.items():
+        reasons.setdefault(c, f"its {size} channels are all coupled with one another")
+
+
 def _layer(tape: Tape, use: _Use, findings: Findings, names: Mapping[int, str], ids: Ids) -> Layer:
     """Describe one contraction as a layer: its tensors, and the BatchNorm that reads it directly."""
     contracted, weight = use.contracted, str(use.weight)
@@ -119,7 +131,8 @@ def _layer(tape: Tape, use: _Use, findings: Findings, names: Mapping[int, str], 
     norm = None
     for seen in findings.norms:
         if seen.source is contracted.result:
-            norm = Norm(*(name_of(tensor) for tensor in seen.tensors), eps=seen.eps)
+            weight_name, bias_name, mean, var = (name_of(tensor) for tensor in seen.tensors)
+            norm = Norm(weight_name, bias_name, mean, var, seen.eps)
             break
     axis = tape.owner(int(use.output_labels[0])).axis if len(use.output_labels) else 0
     name = weight.rpartition(".")[0] or weight
@@ -142,7 +155,9 @@ def _labelled(
             dtype=tensor.dtype,
             is_parameter=name in parameters,
             fields=tuple(
-                field for own in tape.read(tensor) if ((field := ids[own.numpy()]) >= 0).any() and len(varying(own)) == 1
+                field
+                for own in tape.read(tensor)
+                if ((field := ids[own.numpy()]) >= 0).any() and len(varying(own)) == 1
             ),
             is_saved=name in saved,
         )
@@ -188,14 +203,12 @@ def _activations(tape: Tape, findings: Findings, ids: Ids) -> tuple[Activation, 
     return tuple(found)
 
 
-def _freezes(
-    tape: Tape, component: Components, reasons: Mapping[int, str], produced: set[int]
-) -> tuple[Freeze, ...]:
-    """Report every frozen width once: its first tensor, the reason and how many channels."""
+def _freezes(tape: Tape, component: Components, reasons: Mapping[int, str], produced: set[int]) -> tuple[Freeze, ...]:
+    """Report every frozen width once: its first tensor, the reason and how many of its channels are kept for it."""
     first: dict[int, str] = {}
+    counted: Counter[tuple[str, str]] = Counter()
     for owner in tape.owners:
-        for c in component[owner.start : owner.start + owner.size]:
-            if owner.tensor:
-                first.setdefault(int(c), owner.tensor)
-    counted = Counter((first[c], reason) for c, reason in sorted(reasons.items()) if c in produced and c in first)
+        for c in map(int, component[owner.start : owner.start + owner.size]):
+            if owner.tensor and c in produced and c in reasons and first.setdefault(c, owner.tensor) == owner.tensor:
+                counted[owner.tensor, reasons[c]] += 1
     return tuple(Freeze(tensor, reason, channels) for (tensor, reason), channels in counted.items())

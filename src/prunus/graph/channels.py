@@ -91,7 +91,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer that produces channels: its tensors' names and its output channels' ids, (C_out,)."""
+    """A convolution or linear layer: its tensors' names, and the ids of the channels that it produces, (C_out,)."""
 
     name: str
     weight: str

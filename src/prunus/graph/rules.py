@@ -51,7 +51,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Contracted:
-    """A weight that met an activation: its tensor, which of its axes are C_out and C_in, and the positions per example."""
+    """A weight that met an activation: its tensor, which axes are C_out and C_in, and the positions per example.
+
+    `computed` allows the weight to be computed from a parameter; a product of two activations has no weight at all.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -59,7 +62,7 @@ class Contracted:
     output_axis: int
     input_axis: int
     positions: int
-    module: str
+    computed: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Normalised:
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """A tuple attribute of a module whose entries count these labels, e.g. the channels that a shortcut pads with zeros."""
+    """A tuple attribute of a module whose entries count these labels: the channels that a shortcut pads with zeros."""
 
     module: str
     attribute: str
@@ -142,7 +145,7 @@ def apply(tape: Tape, findings: Findings, call: Call) -> None:
         findings.activations.append(call.outputs[0])
 
 
-@rule(*RANDOM_FILLS, *LIKES, aten.native_dropout, aten._to_copy, aten.lift_fresh, aten.copy_)
+@rule(*RANDOM_FILLS, *LIKES, aten.native_dropout, aten._to_copy, aten.lift_fresh, aten.copy_, aten._prelu_kernel)
 def pointwise(tape: Tape, findings: Findings, call: Call) -> None:
     """Element-wise: the labels of the operands that meet are the same channel."""
     for out in call.outputs:
@@ -183,7 +186,9 @@ def _refuse_fixed(tape: Tape, aligned: Tensor, operands: Sequence[Tensor], rank:
 # Movement: the same operation, run on the labels.
 
 
-@rule(aten.permute, aten.transpose, aten.t, aten.expand, aten.squeeze, aten.unsqueeze, aten.alias, aten.detach, aten.flip)
+@rule(
+    aten.permute, aten.transpose, aten.t, aten.expand, aten.squeeze, aten.unsqueeze, aten.alias, aten.detach, aten.flip
+)
 def movement(tape: Tape, findings: Findings, call: Call) -> None:
     """Every element keeps its label, wherever it goes."""
     source = call.args[0]
@@ -193,7 +198,7 @@ def movement(tape: Tape, findings: Findings, call: Call) -> None:
 
 @rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias)
 def view(tape: Tape, findings: Findings, call: Call) -> None:
-    """Labels are laid out anew. Where one axis becomes several, the longest keeps the channels and the others their number."""
+    """Lay labels out anew. Where one axis becomes several, the longest carries the channels, the others stay whole."""
     source, out = call.args[0], call.out
     moved = [compact(own.expand(source.shape).reshape(out.shape)) for own in tape.read(source)]
     for own in moved:
@@ -225,7 +230,7 @@ def split(tape: Tape, findings: Findings, call: Call) -> None:
 
 @rule(aten.slice, aten.select, aten.unbind, aten.narrow)
 def cut(tape: Tape, findings: Findings, call: Call) -> None:
-    """A cut at a fixed position keeps the whole axis that it cuts; other axes keep their labels."""
+    """Keep an axis whole that is cut at a fixed position; the other axes keep their labels."""
     source = call.args[0]
     axis = call.arg(1, "dim", 0) % source.dim()
     whole = all(tuple(out.shape) == tuple(source.shape) for out in call.outputs)
@@ -269,7 +274,7 @@ def cat(tape: Tape, findings: Findings, call: Call) -> None:
 
 @rule(aten.convolution)
 def convolution(tape: Tape, findings: Findings, call: Call) -> None:
-    """Input channels are the weight's C_in, output channels its C_out; groups keep their number, or go with their channel."""
+    """Unite input channels with the weight's C_in; C_out comes out. Groups stay as many, or go with their channel."""
     x, weight, bias = call.args[:3]
     transposed, groups = call.args[6], call.args[8]
     output_axis, input_axis = (1, 0) if transposed else (0, 1)
@@ -282,7 +287,9 @@ def convolution(tape: Tape, findings: Findings, call: Call) -> None:
     elif groups == len(incoming) and not transposed:
         outgoing = tape.unite(incoming.repeat_interleave(weight.shape[0] // groups), outgoing, call.name)
     elif transposed:
-        tape.freeze(torch.cat([incoming, outgoing, columns]), "a grouped transposed convolution has no rule for channels")
+        tape.freeze(
+            torch.cat([incoming, outgoing, columns]), "a grouped transposed convolution has no rule for channels"
+        )
     else:
         tape.couple(incoming.view(groups, -1), 0)
         tape.couple(outgoing.view(groups, -1), 0)
@@ -305,27 +312,38 @@ def _produce(
     weight: tuple[Tensor, Tensor | None, int, int],
     outgoing: Tensor,
     positions: int,
-    channel_axis: int = 1,
 ) -> None:
     """Write the labels of a contraction's result and note it as a layer."""
     tensor, bias, output_axis, input_axis = weight
     if bias is not None:
         outgoing = tape.unite(outgoing, tape.along(bias, 0, call.name), call.name)
     shape = [1] * call.out.dim()
-    shape[channel_axis] = len(outgoing)
+    shape[1] = len(outgoing)
     tape.write(call.out, [outgoing.view(shape)])
-    module = tape.modules[-1][0] if tape.modules else ""
-    findings.contractions.append(Contracted(tensor, bias, call.out, output_axis, input_axis, positions, module))
+    findings.contractions.append(Contracted(tensor, bias, call.out, output_axis, input_axis, positions))
 
 
 @rule(aten.mm, aten.addmm)
 def matrix_product(tape: Tape, findings: Findings, call: Call) -> None:
-    """A linear layer: features meet the weight's input axis; rows are positions and carry no channels."""
+    """Unite features with a linear layer's input axis; rows are positions and carry no channels."""
     bias, x, weight = (None, *call.args[:2]) if call.func.overloadpacket is aten.mm else call.args[:3]
     _keep_only(tape, x, {1}, call.name)
     tape.unite(tape.along(x, 1, call.name), tape.along(weight, 0, call.name), call.name)
     outgoing = tape.along(weight, 1, call.name)
     _produce(tape, findings, call, (weight, bias, 1, 0), outgoing, x.shape[0] // findings.batch)
+
+
+@rule(aten.bmm)
+def batched_product(tape: Tape, findings: Findings, call: Call) -> None:
+    """Unite the axes that are summed over; rows and columns go on. A weight repeated for a batch is a layer."""
+    left, right = call.args
+    _keep_only(tape, left, {1, 2}, call.name)
+    _keep_only(tape, right, {1, 2}, call.name)
+    tape.unite(tape.along(left, 2, call.name), tape.along(right, 1, call.name), call.name)
+    rows, columns = tape.along(left, 1, call.name), tape.along(right, 2, call.name)
+    tape.write(call.out, [rows.view(1, -1, 1), columns.view(1, 1, -1)])
+    positions = left.shape[0] * left.shape[1] // findings.batch
+    findings.contractions.append(Contracted(right, None, call.out, 2, 1, positions, computed=False))
 
 
 # Normalisation.
@@ -390,7 +408,7 @@ def _as_list(value: Any) -> list[int]:
 
 @rule(aten.constant_pad_nd)
 def constant_pad(tape: Tape, findings: Findings, call: Call) -> None:
-    """Padding in space keeps channels. Channels of padding are channels too where the module that pads stores their number."""
+    """Keep channels under padding in space; padded channels are channels too where the module stores their number."""
     x, pads, out = call.args[0], call.args[1], call.out
     fields = list(tape.read(x))
     for back in range(len(pads) // 2):

@@ -103,7 +103,7 @@ class Tape:
         self._fields[id(tensor)] = (tensor, kept)
 
     def along(self, tensor: Tensor, axis: int, use: str) -> Tensor:
-        """Return the labels along one axis, (size,), −1 where there are none; a field that also varies elsewhere is frozen."""
+        """Return the labels along one axis, (size,), −1 for none; freeze a field that varies elsewhere too."""
         axis %= tensor.dim()
         labels = torch.full((tensor.shape[axis],), -1)
         for field in self.read(tensor):
@@ -114,7 +114,7 @@ class Tape:
         return labels
 
     def unite(self, a: Tensor, b: Tensor, use: str) -> Tensor:
-        """Say that labels which meet are the same channel, and return them; one that meets a fixed position is frozen."""
+        """Say that labels which meet are the same channel, and return them; freeze those that meet a fixed position."""
         a, b = torch.broadcast_tensors(a, b)
         both = (a >= 0) & (b >= 0) & (a != b)
         if bool(both.any()):

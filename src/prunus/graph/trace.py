@@ -24,12 +24,13 @@ Inputs = Tensor | Sequence[Any]
 def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
     """Find which channels of a model go together, what each costs, and which must stay.
 
-    The model runs twice on the meta device, in evaluation and in training mode: no weight is copied, nothing is computed,
-    and the model is left as it was.
+    The model runs on the meta device, in evaluation mode and in training mode: no weight is copied, nothing is
+    computed, and the model is left as it was.
 
     Args:
         model: any module whose forward pass is made of PyTorch operations.
-        example_inputs: what the model takes: one tensor (N, C, H, W), or a tuple of arguments. Only shapes and types count.
+        example_inputs: what the model takes: one tensor (N, C, H, W), or a tuple of arguments; only their shapes and
+            types count.
 
     Raises:
         TraceError: the model does not run on these inputs, or needs the values of tensors to run.
@@ -79,15 +80,18 @@ def _run(
             with LabelMode(tape, findings):
                 result = functional_call(model, dict(tensors), tuple(args))
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
-            where = tape.modules[-1][0] if tape.modules else "the model itself"
+            where = (tape.modules[-1][0] if tape.modules else "") or "the model itself"
             mode = "training" if training else "evaluation"
+            shapes = [tuple(tensor.shape) for tensor in tensors_in(args)]
             raise TraceError(
-                f"the model could not be run on channel labels in {mode} mode: {error} (in {where or 'the model itself'}). "
-                f"It was given inputs of shapes {[tuple(t.shape) for t in tensors_in(args)]}; check example_inputs, and that "
-                "forward does not need the values of tensors (.item(), if x > 0)."
+                f"the model could not be run on channel labels in {mode} mode: {error} (in {where}). It was given "
+                f"inputs of shapes {shapes}; check example_inputs, and that forward does not need the values of tensors "
+                "(.item(), if x > 0)."
             ) from error
     tape.modules.clear()
-    tape.freeze_tensors([leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], "it is an output of the model")
+    tape.freeze_tensors(
+        [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], "it is an output of the model"
+    )
 
 
 @contextmanager
@@ -150,5 +154,7 @@ def _batch(args: Sequence[Any]) -> int:
     """Return how many examples the first tensor argument holds."""
     tensors = tensors_in(list(args))
     if not tensors or not tensors[0].dim():
-        raise TraceError("example_inputs holds no tensor with a batch axis; give one such as torch.randn(1, 3, 32, 32).")
+        raise TraceError(
+            "example_inputs holds no tensor with a batch axis; give one such as torch.randn(1, 3, 32, 32)."
+        )
     return int(tensors[0].shape[0])

@@ -1,0 +1,60 @@
+"""Leave layers as they are at the user's wish."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+import numpy as np
+
+from prunus.errors import ConfigError
+from prunus.graph.channels import ChannelGraph, Freeze, Ids
+
+
+def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
+    """Return the graph with every group frozen that touches an ignored layer, so that the layer keeps its exact shape.
+
+    Args:
+        graph: a channel graph.
+        ignore: names of layers (``"layer1.0.conv1"``) or of modules that hold some (``"layer1"``).
+
+    Raises:
+        ConfigError: a name is not one of the network's.
+    """
+    names = tuple(ignore)
+    if not names:
+        return graph
+    for name in names:
+        if not any(_inside(tensor, name) for tensor in graph.tensors):
+            known = sorted({tensor.rpartition(".")[0] for tensor in graph.tensors})
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f". Its layers: {', '.join(known)}."
+            raise ConfigError(f"ignore names {name!r}, but the network has no such layer{hint}")
+    dropped = [group for group in graph.groups if any(_inside(t, name) for t, _ in group.tensors for name in names)]
+    kept = [group for group in graph.groups if group not in dropped]
+    ids = np.full(graph.channel_count + 1, -1, dtype=np.int64)
+    alive = np.sort(np.concatenate([group.channels for group in kept])) if kept else np.zeros(0, dtype=np.int64)
+    ids[alive] = np.arange(len(alive))
+    return dataclasses.replace(
+        graph,
+        tensors={
+            name: dataclasses.replace(tensor, fields=_renumbered(tensor.fields, ids))
+            for name, tensor in graph.tensors.items()
+        },
+        groups=tuple(dataclasses.replace(group, channels=ids[group.channels]) for group in kept),
+        layers=tuple(dataclasses.replace(layer, channels=ids[layer.channels]) for layer in graph.layers),
+        activations=tuple(dataclasses.replace(a, channels=ids[a.channels]) for a in graph.activations),
+        settings=tuple(dataclasses.replace(s, parts=tuple(ids[part] for part in s.parts)) for s in graph.settings),
+        frozen=(*graph.frozen, *(Freeze(group.tensors[0][0], "ignore names it", group.size) for group in dropped)),
+        channel_count=len(alive),
+    )
+
+
+def _inside(tensor: str, module: str) -> bool:
+    return tensor.startswith(f"{module}.") or tensor == module
+
+
+def _renumbered(fields: tuple[Ids, ...], ids: Ids) -> tuple[Ids, ...]:
+    moved = (ids[field] for field in fields)
+    return tuple(field for field in moved if (field >= 0).any())
