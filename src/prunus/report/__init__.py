@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prunus.report.folder import Figures, RunFolder, Summary, read_run
+from prunus.report.folder import Figures, RunFolder, Summary, read_run, read_summary
 from prunus.report.page import write_report
 from prunus.report.terminal import print_summary
 
-__all__ = ["Figures", "RunFolder", "Summary", "print_summary", "read_run", "write_report"]
+__all__ = ["Figures", "RunFolder", "Summary", "print_summary", "read_run", "read_summary", "write_report"]

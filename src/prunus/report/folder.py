@@ -89,7 +89,7 @@ def read_run(path: Path | str) -> RunFolder:
     path = Path(path)
     return RunFolder(
         path=path,
-        summary=_summary(path / "summary.json"),
+        summary=read_summary(path / "summary.json"),
         metrics=tuple(_json_lines(path / "metrics.jsonl")),
         verification=_mapping(path / "verification.json", "verification"),
         environment=_mapping(path / "environment.json", "environment"),
@@ -97,7 +97,8 @@ def read_run(path: Path | str) -> RunFolder:
     )
 
 
-def _summary(path: Path) -> Summary:
+def read_summary(path: Path) -> Summary:
+    """Read a summary.json; FileFormatError names what does not fit."""
     raw = read_json(path, "run summary")
     try:
         return Summary.model_validate(raw)
