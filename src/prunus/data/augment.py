@@ -46,7 +46,7 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     """Turn uint8 images (B, C, H, W) into float32 (x / 255 − mean) / std; mean and std are per channel, in 0..1."""
     centre = torch.tensor(mean, device=images.device).mul(_WHITE).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=images.device).mul(_WHITE).view(1, -1, 1, 1)
-    return images.float().sub_(centre).div_(scale)
+    return torch.sub(images, centre).div_(scale)
 
 
 def _shift(images: torch.Tensor, generator: torch.Generator, padding: int, flip: bool) -> torch.Tensor:

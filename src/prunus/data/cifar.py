@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from prunus.data.dataset import ImageData, make_image_data
-from prunus.data.members import Member, shown
+from prunus.data.members import Member
 from prunus.data.plain_pickle import PickledArray, read_plain_pickle
 from prunus.errors import DataError
 
@@ -72,15 +72,17 @@ def read_cifar(source: Path, layout: Layout, members: Iterable[Member]) -> Image
         raise DataError(f"{source} lacks {', '.join(missing)} of {layout.name}; get the official archive again")
     read_batch = _read_binary if layout.label_bytes else _read_python
     batches = {}
-    for name in (*layout.train, layout.test):
-        try:
+    name = layout.meta
+    try:
+        classes = _class_names(layout, files[name])
+        for name in (*layout.train, layout.test):
             batches[name] = read_batch(layout, files.pop(name))
-        except DataError as error:
-            raise DataError(f"{name} in {source}: {error}; get the official archive again") from error
+    except DataError as error:
+        raise DataError(f"{name} in {source} cannot be used: {error}; get the official archive again") from error
     train = [batches[name] for name in layout.train]
     return make_image_data(
         layout.name,
-        _class_names(source, layout, files[layout.meta]),
+        classes,
         (np.concatenate([images for images, _ in train]), np.concatenate([labels for _, labels in train])),
         batches[layout.test],
     )
@@ -123,19 +125,23 @@ def _entry(batch: object, key: bytes) -> object:
 def _checked_labels(layout: Layout, labels: Sequence[object]) -> np.ndarray:
     for position, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < layout.class_count:
-            raise DataError(
-                f"the label of image {position} is {label!r:.40}, expected a number from 0 to {layout.class_count - 1}"
-            )
+            expected = f"a number from 0 to {layout.class_count - 1}"
+            raise DataError(f"the label of image {position} is {_brief(label)}, expected {expected}")
     return np.array(labels, dtype=np.int64)
 
 
-def _class_names(source: Path, layout: Layout, content: bytes) -> list[str]:
-    raw: object = content.splitlines() if layout.label_bytes else _entry(read_plain_pickle(content), layout.names_key)
-    entries = raw if isinstance(raw, list) else []
-    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in entries if name]
+def _brief(value: object) -> str:
+    # Not repr: that of lists which hold one list many times can be without end.
+    return str(value)[:40] if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def _class_names(layout: Layout, content: bytes) -> list[str]:
+    entries = content.splitlines() if layout.label_bytes else _entry(read_plain_pickle(content), layout.names_key)
+    names = [
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+        for name in (entries if isinstance(entries, list) else [])
+        if name and isinstance(name, bytes | str)
+    ]
     if len(names) != layout.class_count or not all(name.isprintable() for name in names):
-        raise DataError(
-            f"{layout.meta} in {source} has {len(names)} class names, expected {layout.class_count}: "
-            f"{shown(', '.join(names[:3]))}…; get the official archive again"
-        )
+        raise DataError(f"it has {len(names)} proper class names, expected {layout.class_count}")
     return names

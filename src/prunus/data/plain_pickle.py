@@ -53,6 +53,9 @@ class _Machine:
     marked: list[list[object]] = field(default_factory=list)
     memo: dict[int, object] = field(default_factory=dict)
 
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
     def pop(self, count: int) -> list[object]:
         if len(self.stack) < count:
             raise _Refused("it takes more values than it made")
@@ -94,20 +97,20 @@ def read_plain_pickle(content: bytes) -> object:
 
 
 def _push(machine: _Machine, argument: object) -> None:
-    machine.stack.append(argument)
+    machine.push(argument)
 
 
 def _push_python2_string(machine: _Machine, argument: object) -> None:
     assert isinstance(argument, str)
-    machine.stack.append(argument.encode("latin-1"))  # genops decodes as latin-1, which loses nothing
+    machine.push(argument.encode("latin-1"))  # genops decodes as latin-1, which loses nothing
 
 
 def _pushes(make: Callable[[], object]) -> _Step:
-    return lambda machine, _: machine.stack.append(make())
+    return lambda machine, _: machine.push(make())
 
 
 def _tuple_of(count: int) -> _Step:
-    return lambda machine, _: machine.stack.append(tuple(machine.pop(count)))
+    return lambda machine, _: machine.push(tuple(machine.pop(count)))
 
 
 def _mark(machine: _Machine, _: object) -> None:
@@ -141,12 +144,14 @@ def _store(machine: _Machine, argument: object) -> None:
 def _fetch(machine: _Machine, argument: object) -> None:
     if not isinstance(argument, int) or argument not in machine.memo:
         raise _Refused("it fetches a value that it did not store")
-    machine.stack.append(machine.memo[argument])
+    machine.push(machine.memo[argument])
 
 
 def _stack_global(machine: _Machine, _: object) -> None:
     module, name = machine.pop(2)
-    machine.stack.append(_Global(f"{module!s} {name!s}"))
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise _Refused("it imports something that has no name")
+    machine.push(_Global(f"{module} {name}"))
 
 
 def _call(machine: _Machine, _: object) -> None:
@@ -155,12 +160,12 @@ def _call(machine: _Machine, _: object) -> None:
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise _Refused("it calls something that is not a function")
     if function.name in _RECONSTRUCT and arguments[:1] == (_Global(_NDARRAY),):
-        machine.stack.append(PickledArray())
+        machine.push(PickledArray())
     elif function.name == _DTYPE and arguments:
-        code = arguments[0].decode("latin-1") if isinstance(arguments[0], bytes) else arguments[0]
+        code = _text(arguments[0])
         if code not in _ELEMENTS:
             raise _Refused(f"an array has elements of kind {code!r:.40}, not numbers")
-        machine.stack.append(_Dtype(str(code)))
+        machine.push(_Dtype(code))
     else:
         raise _Refused(f"it wants to call {function.name!r:.80}")
 
@@ -170,14 +175,20 @@ def _build(machine: _Machine, _: object) -> None:
     (state,) = machine.pop(1)
     target = machine.top()
     if isinstance(target, _Dtype) and isinstance(state, tuple) and len(state) >= 2:
-        order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
-        if order not in ("<", ">", "|", "="):
+        target.order = _text(state[1])
+        if target.order not in ("<", ">", "|", "="):
             raise _Refused("a dtype has no byte order")
-        target.order = str(order)
     elif isinstance(target, PickledArray) and isinstance(state, tuple) and len(state) == 5:
         target.array = _array(*state[1:])
     else:
         raise _Refused("it sets the state of something that is neither an array nor a dtype")
+
+
+def _text(value: object) -> str:
+    # Only strings are ever compared or shown: comparing or printing containers that share parts can take for ever.
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return value if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _array(shape: object, dtype: object, fortran: object, content: object) -> np.ndarray:
@@ -215,12 +226,12 @@ _STEPS: dict[str, _Step] = {
     "TUPLE2": _tuple_of(2),
     "TUPLE3": _tuple_of(3),
     "MARK": _mark,
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
     "APPEND": lambda machine, _: _extend(machine, machine.pop(1)),
     "APPENDS": lambda machine, _: _extend(machine, machine.pop_to_mark()),
     "SETITEM": lambda machine, _: _set_items(machine, machine.pop(2)),
     "SETITEMS": lambda machine, _: _set_items(machine, machine.pop_to_mark()),
-    "GLOBAL": lambda machine, argument: machine.stack.append(_Global(str(argument))),
+    "GLOBAL": lambda machine, argument: machine.push(_Global(str(argument))),
     "STACK_GLOBAL": _stack_global,
     "REDUCE": _call,
     "BUILD": _build,
