@@ -101,6 +101,6 @@ def write_run(folder: Path, **changes: Any) -> Path:
     environment = {"python": "3.11.7", "torch": "2.13.0+cpu", "processor": "X1", "threads": 2, "platform": "Linux"}
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "config.yaml").write_text("model: resnet20\ndata: cifar10\nsize: 0.64MB\n")
-    (folder / "plan.json").write_text("{}")
+    (folder / "plan.json").write_text(json.dumps({"groups": [], "notes": []}))
     (folder / "model.safetensors").write_bytes(b"x")
     return folder

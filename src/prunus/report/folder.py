@@ -71,6 +71,7 @@ class RunFolder:
     path: Path
     summary: Summary
     metrics: tuple[dict[str, Any], ...]
+    plan: dict[str, Any]
     verification: dict[str, Any]
     environment: dict[str, Any]
     config_text: str
@@ -91,6 +92,7 @@ def read_run(path: Path | str) -> RunFolder:
         path=path,
         summary=read_summary(path / "summary.json"),
         metrics=tuple(_json_lines(path / "metrics.jsonl")),
+        plan=_mapping(path / "plan.json", "pruning plan"),
         verification=_mapping(path / "verification.json", "verification"),
         environment=_mapping(path / "environment.json", "environment"),
         config_text=_text(path / "config.yaml", "configuration"),

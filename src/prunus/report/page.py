@@ -40,6 +40,7 @@ def render(run: RunFolder) -> str:
         rows=compare(run.summary),
         stages=_stages(run),
         charts=_charts(run),
+        notes=[str(note) for note in run.plan.get("notes") or ()],
         passed=run.verification.get("passed") is True,
         verification=_proof(run.verification),
         latency=_latency(run.summary.latency),

@@ -1,0 +1,145 @@
+"""The page: complete, self-contained, safe against what a folder holds, and alive in a browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.report.sample_run import LAYERS, metrics, write_run
+
+from prunus.report import print_summary, read_run, write_report
+from prunus.report.figures import accuracy_chart, widths_chart
+
+
+def own_part(page: str) -> str:
+    """The page without Plotly's source."""
+    return re.sub(r"<script>/\*\*.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_the_page_holds_what_a_reader_wants(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path / "run"))
+    assert path == tmp_path / "run" / "report.html"
+    page = html.unescape(own_part(path.read_text()))
+    for text in (
+        "resnet20 on CIFAR-10 (JPEG)",
+        "87.12 %",
+        "86.64 %",
+        "−0.48 points",
+        "639.9 kB",
+        "1.74× smaller",
+        "1.45× as fast",
+        "median of 100 calls, batch 1, 1 thread, PyTorch 2.13, X1",
+        "fine-tuning",
+        "3.1e-15",
+        "passed",
+        "prunus compress --config",
+        "0123abc",
+        "size: 0.64MB",
+        LAYERS[-1],
+    ):
+        assert text in page, text
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run")).read_text()
+    assert page.count("plotly.js v") == 1
+    own = own_part(page)
+    assert len(own) < 60_000
+    assert not re.findall(r"""(?:src|href)\s*=|@import|url\(|https?://""", own)
+    assert "default-src 'none'" in own
+
+
+def test_text_from_the_folder_cannot_become_markup(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    widths = [{"layer": evil, "before": 4, "after": 2}]
+    run = write_run(
+        tmp_path / "run", model=evil, data=evil, method=evil, budget={evil: evil}, widths=widths, commit=evil
+    )
+    (run / "environment.json").write_text(json.dumps({evil: evil, "command": evil}))
+    (run / "verification.json").write_text(json.dumps({"passed": False, evil: evil}))
+    (run / "config.yaml").write_text(evil)
+    (run / "plan.json").write_text(json.dumps({"notes": [evil]}))
+    (run / "metrics.jsonl").write_text(json.dumps({"stage": evil, "epoch": 0, "val_accuracy": 0.5}) + "\n")
+    page = write_report(run).read_text()
+    assert "<script>alert" not in page
+    assert "<img" not in own_part(page)
+    assert "not passed" in page
+
+
+def test_the_typed_command_is_shown_without_where_the_program_lay(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "environment.json").write_text(json.dumps({"command": "/home/me/.venv/bin/prunus compress --macs 0.5"}))
+    assert "<code>prunus compress --macs 0.5</code>" in write_report(run).read_text()
+
+
+def test_curves_join_the_stages_and_break_between_them(tmp_path: Path) -> None:
+    chart = accuracy_chart(read_run(write_run(tmp_path / "run")))
+    validation, training = chart["data"]
+    epochs = [epoch for epoch in validation["x"] if epoch is not None]
+    assert epochs == list(range(1, 27))
+    assert [index for index, epoch in enumerate(validation["x"]) if epoch is None] == [12, 21, 28]
+    assert validation["y"][0] == pytest.approx(100 * metrics()[0]["val_accuracy"])
+    assert training["y"][0] == pytest.approx(100 * metrics()[0]["train_accuracy"])
+    assert [note["text"] for note in chart["layout"]["annotations"]] == ["dense training", "search", "fine-tuning"]
+    assert chart["layout"]["shapes"][0] | {"x0": 12.5, "x1": 20.5} == chart["layout"]["shapes"][0]
+
+
+def test_every_layer_has_its_two_bars(tmp_path: Path) -> None:
+    widths = read_run(write_run(tmp_path / "run")).summary.widths
+    before, after = widths_chart(widths)["data"]
+    assert before["x"] == after["x"] == LAYERS
+    assert before["y"] == [width.before for width in widths]
+    assert after["y"] == [width.after for width in widths]
+
+
+def test_a_run_without_curves_widths_and_latency_still_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", widths=[], latency={})
+    data = json.loads((run / "summary.json").read_text())
+    data["dense"]["latency_ms"] = data["pruned"]["latency_ms"] = None
+    (run / "summary.json").write_text(json.dumps(data))
+    (run / "metrics.jsonl").write_text("")
+    page = own_part(write_report(run).read_text())
+    assert "Learning curves" not in page
+    assert "Widths" not in page
+    assert "Latency" not in page
+
+
+def test_the_terminal_gets_table_and_paths(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_report(run)
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    print_summary(run, console)
+    console.file.close()
+    text = console.export_text()
+    for part in ("87.12 %", "86.64 %", "639.9 kB", "23.5 M", "1.62 ms", str(run / "report.html")):
+        assert part in text.replace("\n", " ") or part in text, part
+    assert "dense.safetensors" not in text  # it is not there
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="looks at the page in Chromium, which is not on the PATH")
+def test_a_browser_draws_the_charts_without_a_complaint(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run"))
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert complaints == []
+    assert 'data-charts="3"' in done.stdout
+    assert done.stdout.count('class="main-svg"') >= 3
+    bars = re.findall(r'<g class="point">', done.stdout)
+    assert len(bars) == 2 * len(LAYERS)
