@@ -37,7 +37,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     total = recipe.epochs * steps_per_epoch
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
+        return recipe.learning_rate * ((step + 1) / warmup)
     remaining = (total - step) / (total - warmup)  # 1 after the warm-up, one step short of 0 at the end
     match recipe.schedule:
         case "one-cycle":

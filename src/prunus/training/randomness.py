@@ -42,9 +42,12 @@ def restore_random_states(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
     try:
         version, kept = rest["python"]
         random.setstate((version, tuple(tensors["python"].tolist()), kept))
-        np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), *rest["numpy"]))
+        position, has_gauss, gauss = rest["numpy"]
+        if not 0 <= position <= len(tensors["numpy"]):  # NumPy takes any, and would read beyond the end
+            raise ValueError(f"position {position} of NumPy's generator is out of range")
+        np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
         torch.set_rng_state(tensors["torch"])
         if device.type == "cuda" and "cuda" in tensors:  # a training may go on on another kind of device
             torch.cuda.set_rng_state(tensors["cuda"], device)
-    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+    except (LookupError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise FileFormatError(f"the checkpoint has random states that cannot be restored: {error}") from error

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.errors import TrainingError
+from prunus.training import Recipe, evaluate
+from prunus.training.hardware import choose_compute
+from tests.training.conftest import Images, augment, make_model, normalize
+
+Train = Callable[..., tuple[nn.Module, list[dict[str, Any]]]]
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
+
+
+def test_it_learns(train: Train, images: Images) -> None:
+    model, history = train()
+    accuracy = evaluate(model, images.val_images, images.val_labels, normalize=normalize)["accuracy"]
+    assert accuracy > 0.9
+    assert history[-1]["val_accuracy"] == accuracy
+    assert [metrics["epoch"] for metrics in history] == [1, 2, 3, 4]
+
+
+def test_metrics_by_hand(train: Train, images: Images) -> None:
+    """One step on all images, too small to change anything: the loss and the accuracies are those of the start."""
+    model = linear()
+    logits = model(normalize(images.train_images)).detach()
+    logs = logits - logits.exp().sum(1, keepdim=True).log()
+    right = logs.gather(1, images.train_labels[:, None]).squeeze(1)
+    smoothed = -(0.8 * right + 0.2 * logs.mean(1)).mean().item()
+    val_logits = model(normalize(images.val_images)).detach()
+
+    recipe = Recipe(1, batch_size=80, learning_rate=1e-12, label_smoothing=0.2, precision="float32")
+    _, history = train(model, recipe=recipe, augment=lambda batch, generator: normalize(batch))
+    [metrics] = history
+    assert metrics["stage"] == "dense"
+    assert metrics["epoch"] == 1
+    assert metrics["loss"] == pytest.approx(smoothed, rel=1e-5)
+    assert metrics["train_accuracy"] == pytest.approx((logits.argmax(1) == images.train_labels).double().mean().item())
+    assert metrics["val_loss"] == pytest.approx(F.cross_entropy(val_logits, images.val_labels).item(), rel=1e-5)
+    assert metrics["val_accuracy"] == pytest.approx((val_logits.argmax(1) == images.val_labels).double().mean().item())
+    assert metrics["learning_rate"] == 1e-12
+    assert metrics["seconds"] > 0
+
+
+def test_every_image_once_an_epoch_but_for_the_incomplete_batch(train: Train, images: Images) -> None:
+    seen: list[Tensor] = []
+
+    def watch(batch: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(batch)
+        return normalize(batch)
+
+    train(linear(), augment=watch, recipe=Recipe(2, batch_size=32, precision="float32"))
+    assert [len(batch) for batch in seen] == [32, 32, 32, 32]
+    first, second = torch.cat(seen[:2]), torch.cat(seen[2:])
+    for epoch in (first, second):
+        assert len(epoch.flatten(1).unique(dim=0)) == 64
+    assert not torch.equal(first, second)
+
+
+def test_fewer_images_than_a_batch_are_one_batch(train: Train) -> None:
+    _, history = train(recipe=Recipe(1, batch_size=1000, precision="float32"))
+    assert history[0]["train_accuracy"] > 0
+
+
+def test_the_seed_and_the_stage_decide(train: Train) -> None:
+    def weights(**changes: Any) -> Tensor:
+        model, _ = train(linear(), checkpoint_dir=None, **changes)
+        return model[1].weight.detach()  # type: ignore[index,no-any-return]
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights(seed=1))
+    assert not torch.equal(weights(), weights(stage="finetune"))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(train: Train, tmp_path: Path) -> None:
+    calls = 0
+
+    def poison(batch: Tensor, generator: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return augment(batch, generator) * (float("inf") if calls == 8 else 1)  # in the second epoch of 5 batches
+
+    with pytest.raises(TrainingError, match=r"no longer finite in epoch 2 .* lower learning rate such as 0\.0125"):
+        train(augment=poison)
+    _, resumed = train()  # the checkpoint of the first epoch is whole
+    _, history = train(checkpoint_dir=None)
+    assert [m["loss"] for m in resumed] == [m["loss"] for m in history]
+
+
+def test_too_high_a_rate_ends_early(train: Train) -> None:
+    with pytest.raises(TrainingError, match="epoch 1"):
+        train(recipe=Recipe(4, batch_size=16, learning_rate=1e30, precision="float32"))
+
+
+class Views(nn.Module):
+    """Needs contiguous activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.fc = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).view(x.shape[0], -1))  # type: ignore[no-any-return]
+
+
+def test_a_model_with_views_is_trained_contiguous(train: Train, images: Images) -> None:
+    _, history = train(Views(), checkpoint_dir=None)
+    assert len(history) == 4
+    batch = normalize(images.val_images[:2])
+    assert choose_compute(Views(), "float32", torch.device("cpu"), batch).memory_format == torch.contiguous_format
+    assert choose_compute(make_model(), "float32", torch.device("cpu"), batch).memory_format == torch.channels_last
+
+
+def test_choosing_leaves_the_model_and_the_random_states_alone(images: Images) -> None:
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    choose_compute(model, "auto", torch.device("cpu"), normalize(images.val_images[:2]))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_the_model_comes_back_contiguous_and_ready_to_use(train: Train) -> None:
+    model, _ = train()
+    assert not model.training
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_errors_of_the_model_are_not_hidden(train: Train) -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(nn.Sequential(nn.Flatten(), nn.Linear(5, 3)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision(train: Train, precision: str) -> None:
+    kinds: set[torch.dtype] = set()
+    model = make_model()
+    model[0].register_forward_hook(  # type: ignore[index,operator]
+        lambda module, inputs, output: kinds.add(output.dtype) if module.training else None
+    )
+    _, history = train(model, recipe=Recipe(3, batch_size=16, precision=precision))  # type: ignore[arg-type]
+    assert kinds == {getattr(torch, precision)}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert history[-1]["val_accuracy"] > 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(train: Train, images: Images, recipe: Recipe) -> None:
+    def on_device(batch: Tensor, generator: torch.Generator) -> Tensor:
+        return normalize(batch) + 0.1 * torch.randn(batch.shape, generator=generator, device=batch.device)
+
+    model, history = train(device="cuda", augment=on_device)
+    assert next(model.parameters()).is_cuda
+    assert history[-1]["val_accuracy"] > 0.9
+    _, again = train(make_model(), device="cuda", augment=on_device)
+    assert again == history

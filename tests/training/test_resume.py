@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunus.files import load_tensors
+from prunus.training import Recipe
+from tests.training.conftest import augment
+
+Train = Callable[..., tuple[nn.Module, list[dict[str, Any]]]]
+
+
+class SoftMask:
+    """A hook that changes weights before every epoch, remembers what it did, and draws from the global generators."""
+
+    def __init__(self) -> None:
+        self.masked: list[int] = []
+        self.events: list[str] = []
+
+    def epoch_start(self, model: nn.Module, epoch: int) -> None:
+        self.events.append(f"start {epoch}")
+        channel = (random.randrange(8) + int(np.random.randint(8))) % 8
+        self.masked.append(channel)
+        with torch.no_grad():
+            model[1].weight[self.masked] = 0  # type: ignore[index]
+
+    def epoch_end(self, model: nn.Module, epoch: int, metrics: dict[str, Any]) -> bool:
+        self.events.append(f"end {epoch}")
+        metrics["masked"] = len(set(self.masked))
+        np.random.standard_normal()  # leaves a second deviate behind in the generator
+        random.gauss(0, 1)
+        return False
+
+    def state(self) -> dict[str, Any]:
+        self.events.append("state")
+        return {"masked": self.masked}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.events.append("load")
+        self.masked = list(state["masked"])
+
+
+def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in metrics.items() if name != "seconds"} for metrics in history]
+
+
+def seed_everything() -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+
+
+def interrupted_in(epoch: int, batches: int, at: int = 3) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """An augmentation during which the user presses Ctrl-C."""
+    calls = 0
+
+    def press(batch: Tensor, generator: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == (epoch - 1) * batches + at:
+            raise KeyboardInterrupt
+        return augment(batch, generator)
+
+    return press
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_2_and_2_epochs_are_4_epochs(train: Train, recipe: Recipe, tmp_path: Path, precision: Any) -> None:
+    recipe = dataclasses.replace(recipe, precision=precision)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    seed_everything()
+    model, history = train(recipe=recipe, checkpoint_dir=whole, hook=SoftMask())
+    after = (torch.get_rng_state(), random.getstate(), np.random.random(3).tolist())
+
+    seed_everything()
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe=recipe, checkpoint_dir=parts, hook=SoftMask(), augment=interrupted_in(epoch=3, batches=5))
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    resumed, resumed_history = train(recipe=recipe, checkpoint_dir=parts, hook=SoftMask())
+
+    assert without_time(resumed_history) == without_time(history)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    ours, _ = load_tensors(parts / "dense.ckpt.safetensors")
+    theirs, _ = load_tensors(whole / "dense.ckpt.safetensors")
+    assert any(name.startswith("momentum/") for name in theirs)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    assert torch.equal(torch.get_rng_state(), after[0])
+    assert random.getstate() == after[1]
+    assert np.random.random(3).tolist() == after[2]
+
+
+def test_resuming_needs_every_part_of_the_checkpoint(train: Train, tmp_path: Path) -> None:
+    """The comparison above would notice: a training whose momentum is lost ends elsewhere."""
+    from prunus.training import checkpoint
+
+    model, _ = train(checkpoint_dir=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(augment=interrupted_in(epoch=3, batches=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_under", lambda prefix, tensors: _keep_but(prefix, tensors, "momentum/"))
+        forgetful, _ = train()
+    assert not torch.equal(forgetful.state_dict()["0.weight"], model.state_dict()["0.weight"])
+
+
+def _keep_but(prefix: str, tensors: dict[str, Tensor], dropped: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and prefix != dropped}
+
+
+def test_a_finished_training_is_not_trained_again(train: Train) -> None:
+    model, history = train()
+    told: list[dict[str, Any]] = []
+    again, same_history = train(on_epoch=told.append, augment=interrupted_in(epoch=1, batches=5, at=1))
+    assert same_history == history == told
+    assert torch.equal(again.state_dict()["0.weight"], model.state_dict()["0.weight"])
+    assert not again.training
+
+
+def test_on_epoch_hears_of_every_epoch_once_a_call(train: Train) -> None:
+    first: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(on_epoch=first.append, augment=interrupted_in(epoch=3, batches=5))
+    assert [metrics["epoch"] for metrics in first] == [1, 2]
+    second: list[dict[str, Any]] = []
+    train(on_epoch=second.append)
+    assert [metrics["epoch"] for metrics in second] == [1, 2, 3, 4]
+    assert second[:2] == first
+
+
+def test_an_interruption_in_the_first_epoch_starts_again(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(augment=interrupted_in(epoch=1, batches=5))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    _, history = train()
+    assert len(history) == 4
+
+
+def test_the_order_of_the_calls_of_a_hook(train: Train) -> None:
+    hook = SoftMask()
+    with pytest.raises(KeyboardInterrupt):
+        train(hook=hook, augment=interrupted_in(epoch=2, batches=5))
+    assert hook.events == ["start 1", "end 1", "state", "start 2"]
+    hook = SoftMask()
+    train(hook=hook)
+    assert hook.events[:3] == ["load", "start 2", "end 2"]
+
+
+class StopAfterTwo(SoftMask):
+    def epoch_end(self, model: nn.Module, epoch: int, metrics: dict[str, Any]) -> bool:
+        super().epoch_end(model, epoch, metrics)
+        return epoch == 2
+
+
+def test_a_hook_ends_the_training_and_it_stays_ended(train: Train) -> None:
+    _, history = train(hook=StopAfterTwo())
+    assert [metrics["epoch"] for metrics in history] == [1, 2]
+    assert history[0]["masked"] == 1
+    hook = StopAfterTwo()
+    _, again = train(hook=hook)
+    assert again == history
+    assert hook.events == ["load"]
+
+
+SCRIPT = """
+import functools, json, sys
+import torch
+from prunus.data import augment, load_data, normalize
+from prunus.models import build_model
+from prunus.training import dense_recipe, fit
+
+torch.set_num_threads(1)
+data = load_data("digits")
+stats = {"mean": data.mean, "std": data.std}
+torch.manual_seed(0)
+model = build_model("resnet8", num_classes=len(data.classes), in_channels=data.train_images.shape[1])
+fit(model, data.split(0.1, seed=0), dense_recipe(6), checkpoint_dir=sys.argv[1], progress=False,
+    augment=functools.partial(augment, crop_padding=1, flip=False, cutout=0, **stats),
+    normalize=functools.partial(normalize, **stats),
+    on_epoch=lambda metrics: print(metrics["epoch"], flush=True))
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:
+    whole = start(tmp_path / "whole")
+    killed = start(tmp_path / "killed")
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "1\n"
+    assert killed.stdout.readline() == "2\n"
+    time.sleep(0.05)  # into the third epoch
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    _, metadata = load_tensors(tmp_path / "killed" / "train.ckpt.safetensors")
+    assert not json.loads(metadata["prunus_checkpoint"])["finished"]
+    resumed = start(tmp_path / "killed")
+    for process in (whole, resumed):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert output.split() == ["1", "2", "3", "4", "5", "6"]
+    theirs, _ = load_tensors(tmp_path / "whole" / "train.ckpt.safetensors")
+    ours, _ = load_tensors(tmp_path / "killed" / "train.ckpt.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
