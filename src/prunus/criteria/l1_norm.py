@@ -1,0 +1,12 @@
+"""The sum of a filter's absolute weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prunus.criteria.values import LayerValues
+
+
+def l1_norm(layer: LayerValues) -> Tensor:
+    """Return ‖W_c‖₁ of each filter, (C_out,), ≥ 0 (Li et al. 2017, arXiv:1608.08710)."""
+    return layer.weight.flatten(1).abs().sum(1)
