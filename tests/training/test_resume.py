@@ -180,7 +180,8 @@ def test_a_hook_ends_the_training_and_it_stays_ended(train: Train) -> None:
 
 
 SCRIPT = """
-import functools, json, sys
+import functools, random, sys
+import numpy
 import torch
 from prunus.data import augment, load_data, normalize
 from prunus.models import build_model
@@ -189,9 +190,10 @@ from prunus.training import dense_recipe, fit
 torch.set_num_threads(1)
 data = load_data("digits")
 stats = {"mean": data.mean, "std": data.std}
-torch.manual_seed(0)
+for seed in (torch.manual_seed, numpy.random.seed, random.seed):
+    seed(0)
 model = build_model("resnet8", num_classes=len(data.classes), in_channels=data.train_images.shape[1])
-fit(model, data.split(0.1, seed=0), dense_recipe(6), checkpoint_dir=sys.argv[1], progress=False,
+fit(model, data.split(0.4, seed=0), dense_recipe(4), checkpoint_dir=sys.argv[1], progress=False,
     augment=functools.partial(augment, crop_padding=1, flip=False, cutout=0, **stats),
     normalize=functools.partial(normalize, **stats),
     on_epoch=lambda metrics: print(metrics["epoch"], flush=True))
@@ -207,8 +209,7 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:
     killed = start(tmp_path / "killed")
     assert killed.stdout is not None
     assert killed.stdout.readline() == "1\n"
-    assert killed.stdout.readline() == "2\n"
-    time.sleep(0.05)  # into the third epoch
+    time.sleep(0.05)  # into the second epoch
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -218,7 +219,7 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path) -> None:
     for process in (whole, resumed):
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0
-        assert output.split() == ["1", "2", "3", "4", "5", "6"]
+        assert output.split() == ["1", "2", "3", "4"]
     theirs, _ = load_tensors(tmp_path / "whole" / "train.ckpt.safetensors")
     ours, _ = load_tensors(tmp_path / "killed" / "train.ckpt.safetensors")
     assert ours.keys() == theirs.keys()
