@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,20 +68,26 @@ def archive_members(path: Path) -> Iterator[Member]:
     Raises:
         DataError: not an archive, damaged, cut short, or hostile (absolute or `..` paths, files of absurd size).
     """
+    with _one_error(path), path.open("rb") as file:
+        magic = file.read(6)
+        file.seek(0)
+        if magic.startswith(b"PK"):
+            yield from _zip_members(path, file)
+        elif magic == b"\xfd7zXZ\x00":
+            with lzma.open(file) as unpacked:
+                yield from _tar_members(path, unpacked)
+        elif magic.startswith(b"\x1f\x8b"):
+            with gzip.open(file) as unpacked:
+                yield from _tar_members(path, unpacked)
+        else:
+            yield from _tar_members(path, file)
+
+
+@contextmanager
+def _one_error(path: Path) -> Iterator[None]:
+    """Turn everything that a damaged archive makes the standard library raise into a DataError."""
     try:
-        with path.open("rb") as file:
-            magic = file.read(6)
-            file.seek(0)
-            if magic.startswith(b"PK"):
-                yield from _zip_members(path, file)
-            elif magic == b"\xfd7zXZ\x00":
-                with lzma.open(file) as unpacked:
-                    yield from _tar_members(path, unpacked)
-            elif magic.startswith(b"\x1f\x8b"):
-                with gzip.open(file) as unpacked:
-                    yield from _tar_members(path, unpacked)
-            else:
-                yield from _tar_members(path, file)
+        yield
     except _BROKEN as error:
         raise DataError(
             f"{path} cannot be read as a .tar, .tar.gz, .tar.xz or .zip archive: {shown(str(error))}. "
@@ -137,12 +144,13 @@ def _tar_members(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[Member
 
 
 def _read_tar(archive: tarfile.TarFile, forward: _Forward, info: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(info)
-    if file is None:
-        raise DataError(f"{forward.path} holds '{shown(info.name)}', which is not an ordinary file")
     forward.limit = info.size  # at most MAX_FILE_BYTES: _member has seen to it
-    with file:
-        content = file.read()
+    with _one_error(forward.path):
+        file = archive.extractfile(info)
+        if file is None:
+            raise _not_plain(forward.path, info.name)
+        with file:
+            content = file.read()
     forward.limit = _MAX_HEADER_BYTES
     return content
 
@@ -155,14 +163,14 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[Member]:
                 continue
             if stat.S_IFMT(mode) and not stat.S_ISREG(mode):
                 raise _not_plain(path, info.filename)
-            yield _member(path, info.filename, info.file_size, partial(_read_zip, archive, info))
+            yield _member(path, info.filename, info.file_size, partial(_read_zip, path, archive, info))
 
 
-def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _read_zip(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     # The other methods of zip unpack as much as they like at once; and without a limit so does deflate.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"'{shown(info.filename)}' is packed by a rare method; pack the archive with deflate")
-    with archive.open(info) as file:
+        raise DataError(f"'{shown(info.filename)}' in {path} is packed by a rare method; pack the archive with deflate")
+    with _one_error(path), archive.open(info) as file:
         return file.read(info.file_size + 1)
 
 
