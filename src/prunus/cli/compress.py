@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunus.cli.talk import run_and_show
-from prunus.config import RunConfig, load_config
-from prunus.config_errors import flag_name
+from prunus.config import RunConfig, flag_name, load_config
 
 
 def compress(config: Path | None, print_config: bool, **flags: object) -> None:
@@ -67,7 +66,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
     config = typer.Option(metavar="FILE", help="Settings in YAML; flags win over them.", rich_help_panel="What")
-    show = typer.Option("--print-config", metavar="", help="Print the whole configuration and stop.", rich_help_panel="Running")
+    show = typer.Option(
+        "--print-config", metavar="", help="Print the whole configuration and stop.", rich_help_panel="Running"
+    )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+BUDGET_ERROR = "budget"
+"""The kind of an error whose message the budget wrote itself, with its own examples."""
+
 
 def explain(detail: ErrorDetails, fields: Mapping[str, FieldInfo], origins: Mapping[str, str]) -> list[str]:
     """Turn one error of pydantic into lines for people; `origins` names the file a key came from, "" for a flag."""
@@ -20,9 +23,12 @@ def explain(detail: ErrorDetails, fields: Mapping[str, FieldInfo], origins: Mapp
     example = (field.examples or [""])[0]
     if detail["type"] == "missing":
         return [f"{key} is missing: type {flag_name(key)} {example}"]
+    name = f"{key}{_origin(key, origins)}" if origins.get(key) else flag_name(key)
+    if detail["type"] == BUDGET_ERROR:
+        said = detail["msg"].partition(" is ")[2] or detail["msg"]  # without the budget's own name for itself
+        return [f"{name}: {said.removesuffix('.')}"]
     value = _short(detail["input"])
     advice = f"{key}: {example}" if origins.get(key) else f"{flag_name(key)} {example}"
-    name = f"{key}{_origin(key, origins)}" if origins.get(key) else flag_name(key)
     return [f"{name}: {_what_is_wrong(detail, value)}; type e.g. {advice}"]
 
 
@@ -41,7 +47,7 @@ def _what_is_wrong(detail: ErrorDetails, value: str) -> str:
         return f"{value} is none of the names it may have"
     if kind in {"string_type", "path_type"}:
         return f"{value} is not text"
-    return f"{value}: {detail['msg'].removeprefix('Value error, ').removeprefix('Input ')}"
+    return f"{value} {detail['msg'].removeprefix('Value error, ').removeprefix('Input ')}"
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:

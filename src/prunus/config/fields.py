@@ -1,0 +1,42 @@
+"""The kinds of values that a configuration holds, and how a field describes itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic.config import JsonDict
+
+
+def finite_number(value: object) -> object:
+    """Let pass what may become a number; a switch is none, although Python counts with it."""
+    if isinstance(value, bool):
+        raise ValueError("is not a number")
+    if isinstance(value, str | float) and str(value).strip().lower().lstrip("+-") in {"nan", "inf", "infinity"}:
+        raise ValueError("is not a finite number")
+    return value
+
+
+def as_number(value: object) -> object:
+    """Turn "0.5" into 0.5 and "200000" into 200000, as a YAML file would; leave "0.64MB" to the budget."""
+    if isinstance(value, str):
+        for number in (int, float):
+            try:
+                found = number(value)
+            except ValueError:
+                continue
+            return finite_number(found)
+        return value.strip()
+    return finite_number(value)
+
+
+Whole = Annotated[int, BeforeValidator(finite_number)]
+Real = Annotated[float, BeforeValidator(finite_number), Field(allow_inf_nan=False)]
+Limit = Annotated[int | float | str, BeforeValidator(as_number)]
+Fraction = Annotated[int | float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
+
+
+def flag(default: Any, panel: str, metavar: str, description: str, example: str, **limits: Any) -> Any:
+    """Describe a field once, for the configuration, for the command line and for error messages."""
+    extra: JsonDict = {"panel": panel, "metavar": metavar}
+    return Field(default, description=description, examples=[example], json_schema_extra=extra, **limits)

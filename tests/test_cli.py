@@ -1,0 +1,167 @@
+"""The command line as a user meets it: quick help, one flag a field, messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import prunus
+from prunus import pipeline
+from prunus.cli import app
+from prunus.cli.talk import STOPPED, run_and_show
+from prunus.config import RunConfig
+from prunus.errors import BudgetError, ConfigError
+from tests.report.sample_run import write_run
+
+GOOD = ["compress", "--model", "resnet20", "--data", "digits", "--macs", "0.5"]
+
+
+def prunus_command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), prog_name="prunus", env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    times = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "prunus", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+def test_help_does_not_import_what_is_heavy() -> None:
+    code = (
+        "import sys\nfrom prunus.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'numpy', 'scipy', 'pydantic', 'plotly', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_teaches_by_example() -> None:
+    top = plain(prunus_command("--help").output)
+    assert "prunus demo" in top and "prunus compress --model resnet20 --data cifar10 --size 0.64MB" in top
+    command = plain(prunus_command("compress", "--help").output)
+    for part in ("--method layer-fusion --macs 0.5", "--checkpoint dense.safetensors", "--config run.yaml", "Ctrl-C"):
+        assert part in command
+    assert "--out" in plain(prunus_command("demo", "--help").output)
+
+
+def test_every_setting_has_its_flag_and_every_flag_its_words() -> None:
+    text = plain(prunus_command("compress", "--help").output)
+    for name, field in RunConfig.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text, name
+        words = (field.description or "").split()[:3]
+        assert " ".join(words) in text, name
+
+
+def test_version() -> None:
+    assert prunus_command("--version").output.startswith(f"prunus {prunus.__version__} (torch 2.")
+
+
+def test_print_config_shows_flags_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model: vgg16_bn\ndata: digits\nsize: 0.64MB\nepochs: 3\n")
+    result = prunus_command("compress", "--config", str(file), "--model", "resnet20", "--print-config", "--no-flip")
+    assert result.exit_code == 0
+    (tmp_path / "printed.yaml").write_text(result.stdout)
+    again = prunus_command("compress", "--config", str(tmp_path / "printed.yaml"), "--print-config")
+    assert again.stdout == result.stdout
+    assert "model: resnet20\n" in result.stdout and "epochs: 3\n" in result.stdout and "flip: false\n" in result.stdout
+
+
+def test_all_errors_of_the_flags_at_once_on_stderr() -> None:
+    result = prunus_command("compress", "--epochs", "ten", "--seed", "x")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "error: The configuration has 5 errors:" in plain(result.stderr)
+    assert "--epochs: 'ten' is not a whole number" in plain(result.stderr)
+
+
+def test_a_wrong_flag_is_named_with_its_neighbour() -> None:
+    result = prunus_command(*GOOD, "--epohs", "3")
+    assert result.exit_code == 2
+    assert "--epochs" in plain(result.stderr)
+
+
+def test_a_prunus_error_is_a_message_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Path:
+        raise BudgetError("0.20 of 255.3 M MACs is [not] reachable")
+
+    monkeypatch.setattr(pipeline, "compress", fail)
+    result = prunus_command(*GOOD)
+    assert result.exit_code == 2
+    assert plain(result.stderr) == "error: 0.20 of 255.3 M MACs is [not] reachable\n"
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [GOOD, ["demo"]])
+def test_ctrl_c_is_calm(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    def stop(*_: object, **__: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "compress", stop)
+    monkeypatch.setattr(pipeline, "demo", stop)
+    result = prunus_command(*arguments)
+    assert result.exit_code == 130
+    assert "stopped; the same command goes on where it was" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def wrong(_: Console) -> Path:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_and_show(wrong)
+
+
+def test_exit_codes_without_a_runner(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(_: Console) -> Path:
+        raise ConfigError("no")
+
+    with pytest.raises(typer.Exit) as caught:
+        run_and_show(wrong)
+    assert caught.value.exit_code == 2
+    assert "error: no" in plain(capsys.readouterr().err)
+    assert STOPPED == "stopped; the same command goes on where it was"
+
+
+def test_compress_hands_the_configuration_over_and_ends_in_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[RunConfig] = []
+
+    def run(config: RunConfig, *_: object, **__: object) -> Path:
+        seen.append(config)
+        return write_run(tmp_path / "run")
+
+    monkeypatch.setattr(pipeline, "compress", run)
+    result = prunus_command(*GOOD, "--epochs", "7", "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    assert (seen[0].epochs, seen[0].macs, seen[0].out) == (7, 0.5, tmp_path / "run")
+    assert "86.64 %" in result.stdout and "639.9 kB" in result.stdout
+
+
+def test_a_missing_config_file_is_said_so() -> None:
+    result = prunus_command("compress", "--config", "/no/such.yaml")
+    assert result.exit_code == 2
+    assert "There is no configuration file /no/such.yaml" in plain(result.stderr)
+
+
+def test_an_unreachable_unit_is_refused_before_anything_runs() -> None:
+    result = prunus_command("compress", "--model", "resnet20", "--data", "digits", "--size", "0.64 Megabananas")
+    assert result.exit_code == 2
+    assert "--size" in plain(result.stderr)
