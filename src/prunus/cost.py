@@ -152,17 +152,21 @@ def _running_axis(field: Ids) -> int:
     return max((axis for axis, length in enumerate(field.shape) if length > 1), default=0)
 
 
-def format_count(count: float) -> str:
-    """Write a count for people: 12, 61.9 k, 255.3 M, 4.1 G."""
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(count) >= factor * 0.99995:
-            return f"{count / factor:.1f}{unit}"
-    return str(int(count))
+def format_count(count: int, *, up: bool = False) -> str:
+    """Write a count for people: 12, 61.9 k, 255.3 M, 4.1 G; `up` rounds up, so that the number typed is enough."""
+    for factor, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= factor:
+            return f"{_divided(count * 10, factor, up) / 10:.1f} {unit}"
+    return str(count)
 
 
-def format_bytes(size: float) -> str:
-    """Write a size for people, in powers of ten: 640.0 kB, 1.12 MB."""
-    for factor, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 2), (1e3, "kB", 1)):
-        if abs(size) >= factor:
-            return f"{size / factor:.{digits}f} {unit}"
-    return f"{int(size)} B"
+def format_bytes(size: int, *, up: bool = False) -> str:
+    """Write a size for people, in powers of ten: 640.0 kB, 1.12 MB; `up` rounds up."""
+    for factor, unit in ((10**9, "GB"), (10**6, "MB")):
+        if size >= factor:
+            return f"{_divided(size * 100, factor, up) / 100:.2f} {unit}"
+    return f"{_divided(size * 10, 1000, up) / 10:.1f} kB" if size >= 1000 else f"{size} B"
+
+
+def _divided(numerator: int, denominator: int, up: bool) -> int:
+    return -(-numerator // denominator) if up else (2 * numerator + denominator) // (2 * denominator)

@@ -1,0 +1,231 @@
+"""Allocation: which channels stay, so that the network is within a budget and no smaller than it has to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.budget import Budget
+from prunus.cost import METRICS, Cost, CostTable, Counts, format_bytes, format_count
+from prunus.errors import BudgetError, ConfigError, PlanError
+from prunus.graph.channels import ChannelGraph, Ids
+from prunus.ladders import Floats, Ladder, Rungs, Scope, ladder_of
+from prunus.plan import PruningPlan, plan_from_keep
+
+__all__ = ["Budget", "Scope", "allocate"]
+
+
+def allocate(
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    budget: Budget,
+    *,
+    scope: Scope = "global",
+    min_channels: int | None = None,
+    round_to: int = 1,
+    header_bytes: int = 0,
+    criterion: str = "",
+) -> PruningPlan:
+    """Choose the channels that stay: the best ones whose network is within the budget.
+
+    Giving any group its next channel back (its next `round_to`) would break the budget. Equal arguments give equal
+    plans; among equal scores the group that keeps the smaller share comes first, then the earlier group and channel.
+
+    Args:
+        graph: the channel graph.
+        scores: one finite number a channel for every group, (group.size,), higher = keep, as `prunus.score` returns.
+        budget: what the network may cost; all of its limits hold.
+        scope: ``"global"`` ranks the channels of all groups together; ``"local"`` removes the same fraction of every
+            group, the smallest that is enough, and scores rank within the groups. A `pruning_ratio` is of all channels
+            in the one and of each group's in the other.
+        min_channels: how many channels every group keeps at least; a group that has fewer stays whole. By default a
+            tenth of each group, rounded up.
+        round_to: keep multiples of this many channels. A group whose size is no multiple may also stay whole, one that
+            is smaller always does; a note of the plan says so.
+        header_bytes: what a file takes beside its tensors; it counts towards `size_bytes`.
+        criterion: the name to record in the plan.
+
+    Raises:
+        BudgetError: the budget cannot be reached; the message names the smallest cost that can.
+        ConfigError: `scope`, `min_channels` or `round_to` is out of its range.
+        PlanError: the scores do not fit the graph.
+    """
+    _check_settings(scope, min_channels, round_to)
+    values = _checked_scores(graph, scores)
+    search = _Search(graph, budget, header_bytes, _conditions(min_channels, round_to))
+    ladders = [ladder_of(group, values[group.name], min_channels, round_to) for group in graph.groups]
+    notes = _rounding_note(ladders, round_to)
+    if scope == "local" and budget.pruning_ratio is not None:
+        ladders, more = search.capped(ladders, budget.pruning_ratio)
+        notes += more
+    keep = graph.keep_all()
+    for ladder, count in zip(ladders, search.run(ladders, scope), strict=True):
+        keep[ladder.ids[count:]] = False
+    if keep.all():
+        notes += ["the network is within the budget as it is; nothing is removed"]
+    return plan_from_keep(
+        graph, keep, criterion=criterion, budget=budget.to_dict(), header_bytes=header_bytes, notes=notes
+    )
+
+
+class _Search:
+    """Finds the widths within a budget, and says why where there are none."""
+
+    def __init__(self, graph: ChannelGraph, budget: Budget, header_bytes: int, conditions: str) -> None:
+        self.graph = graph
+        self.budget = budget
+        self.conditions = conditions
+        self.table = CostTable(graph, header_bytes=header_bytes)
+        self.dense = Cost(*self.table.costs(self.table.widths(graph.keep_all())).tolist())
+        limits = budget.limits(self.dense)
+        self.limits = np.array([limits.get(name, np.iinfo(np.int64).max) for name in METRICS])
+
+    def capped(self, ladders: list[Ladder], pruning_ratio: float) -> tuple[list[Ladder], list[str]]:
+        """Cut each ladder off where its group would keep more than the ratio allows; floors stay, and are noted."""
+        cut, above = [], []
+        for ladder in ladders:
+            allowed = ladder.levels <= _kept(pruning_ratio, ladder.group.size)
+            if not allowed[0]:
+                above.append(f"{ladder.group.name} ({ladder.levels[0]} of {ladder.group.size})")
+                allowed[0] = True
+            cut.append(dataclasses.replace(ladder, levels=ladder.levels[allowed]))
+        if ladders and len(above) == len(ladders):
+            most = max(1 - ladder.levels[0] / ladder.group.size for ladder in ladders)
+            raise BudgetError(
+                f"pruning_ratio {_fraction(pruning_ratio)} is not reachable: {self.conditions} no group can lose more than "
+                f"{int(most * 100) / 100:.2f} of its channels. Ask for less, or lower min_channels."
+            )
+        note = f"floors keep more than pruning_ratio {pruning_ratio:g} asks for in {_listed(above)}"
+        return cut, [note] if above else []
+
+    def run(self, ladders: list[Ladder], scope: Scope) -> list[int]:
+        """Return how many channels each group keeps."""
+        rungs = Rungs(ladders, self.table)
+        total = sum(ladder.group.size for ladder in ladders)
+        by_count = scope == "global" and self.budget.pruning_ratio is not None
+        most = _kept(self.budget.pruning_ratio or 0.0, total) if by_count else total
+        if rungs.base_count > most:
+            share = int((1 - rungs.base_count / total) * 100) / 100
+            raise BudgetError(
+                f"pruning_ratio {_fraction(self.budget.pruning_ratio or 0)} is not reachable: {self.conditions} at most {share:.2f} "
+                f"of the {total} channels can go. Ask for less, or lower min_channels."
+            )
+        self._check_reachable(rungs)
+        order = rungs.order(scope)
+        low, high = 0, len(order)  # the first `low` rungs fit; costs only grow with more
+        while low < high:
+            middle = (low + high + 1) // 2
+            chosen = order[:middle]
+            count, widths = rungs.sizes[chosen].sum(), rungs.widths[chosen].sum(axis=0)
+            fits = rungs.base_count + count <= most and self._within(rungs.base + widths)
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return self._filled_up(rungs, order, low, most)
+
+    def _within(self, widths: Counts) -> bool:
+        return bool((self.table.costs(widths) <= self.limits).all())
+
+    def _filled_up(self, rungs: Rungs, order: Ids, taken: int, most: int) -> list[int]:
+        """Climb on, best rung first, wherever one still fits; since costs only grow, a group that fails is done."""
+        climbed = np.bincount(rungs.groups[order[:taken]], minlength=len(rungs.ladders))
+        widths = rungs.base + rungs.widths[order[:taken]].sum(axis=0)
+        count = rungs.base_count + int(rungs.sizes[order[:taken]].sum())
+        done = np.zeros(len(rungs.ladders), dtype=np.bool_)
+        for rung in order[taken:]:
+            group = rungs.groups[rung]
+            if done[group]:
+                continue
+            higher = widths + rungs.widths[rung]
+            if count + rungs.sizes[rung] <= most and self._within(higher):
+                widths, count = higher, count + int(rungs.sizes[rung])
+                climbed[group] += 1
+            else:
+                done[group] = True
+        return [int(ladder.levels[level]) for ladder, level in zip(rungs.ladders, climbed, strict=True)]
+
+    def _check_reachable(self, rungs: Rungs) -> None:
+        """Raise unless the network with every group at its floor is within the budget."""
+        smallest = Cost(*self.table.costs(rungs.base).tolist())
+        for index, name in enumerate(METRICS):
+            dense, least, limit = getattr(self.dense, name), getattr(smallest, name), int(self.limits[index])
+            if least <= limit:
+                continue
+            asked = getattr(self.budget, name)
+            write = format_bytes if name == "size_bytes" else format_count
+            what = {"params": " parameters", "macs": " MACs", "size_bytes": ""}[name]
+            share = f" ({-(-100 * least // dense) / 100:.2f})"
+            wanted = f"{_fraction(asked)} of {write(dense)}" if isinstance(asked, float) else f"{write(limit)}"
+            if not rungs.ladders:
+                because = _frozen_reasons(self.graph)
+            else:
+                because = f"{self.conditions} the smallest network has {write(least, up=True)}{share}."
+            raise BudgetError(f"{wanted}{what} is not reachable: {because}")
+
+
+def _kept(pruning_ratio: float, channels: int) -> int:
+    """Return how many of so many channels may stay when at least the given fraction goes."""
+    return int((1 - Decimal(repr(pruning_ratio))) * channels)
+
+
+def _check_settings(scope: str, min_channels: int | None, round_to: int) -> None:
+    if scope not in get_args(Scope):
+        raise ConfigError(
+            f"scope is {scope!r}; it is 'global' (rank all channels together) or 'local' (each group alike)."
+        )
+    for name, value in (("min_channels", min_channels), ("round_to", round_to)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} is {value!r}; it is a whole number, at least 1.")
+
+
+def _checked_scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, Floats]:
+    """Return the scores as arrays; a PlanError says where they do not fit the graph."""
+    names = [group.name for group in graph.groups]
+    for name in scores:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise PlanError(f"there are scores for a group {name!r}, which this network lacks{hint}.")
+    checked: dict[str, Floats] = {}
+    for group in graph.groups:
+        if group.name not in scores:
+            raise PlanError(f"there are no scores for the group {group.name!r}; prunus.score(model, graph) gives all.")
+        values = torch.as_tensor(scores[group.name]).detach().to("cpu", torch.float64).numpy()
+        if values.shape != (group.size,):
+            raise PlanError(
+                f"the scores of {group.name!r} have shape {values.shape}, and it has {group.size} channels."
+            )
+        if not np.isfinite(values).all():
+            raise PlanError(f"the scores of {group.name!r} are not all finite; score every channel with a number.")
+        checked[group.name] = values
+    return checked
+
+
+def _conditions(min_channels: int | None, round_to: int) -> str:
+    floor = f"min_channels={min_channels}"
+    if min_channels is None:
+        floor = "a tenth of every group kept, the default of min_channels,"
+    return f"with {floor}" + (f" and round_to={round_to}" if round_to > 1 else "")
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.2f}" if round(value, 2) == value else f"{value:g}"
+
+
+def _rounding_note(ladders: list[Ladder], round_to: int) -> list[str]:
+    small = [f"{ladder.group.name} ({ladder.group.size})" for ladder in ladders if ladder.group.size < round_to]
+    return [f"round_to={round_to} is more than these groups have, which stay whole: {_listed(small)}"] if small else []
+
+
+def _frozen_reasons(graph: ChannelGraph) -> str:
+    reasons = [f"{freeze.tensor}: {freeze.reason}" for freeze in graph.frozen]
+    return f"this network has no channels that can go ({_listed(reasons) or 'none were found'})."
+
+
+def _listed(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
