@@ -1,0 +1,100 @@
+"""The three-line road, on models of the user's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunus
+from prunus.cost import count_cost, predict_cost
+from prunus.errors import BudgetError, ConfigError, VerificationError
+from prunus.graph.ignore import without
+from prunus.models import build_model
+
+
+class Mine(nn.Module):
+    """A network of the user's, with a branch and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(F.relu(x + self.body(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Mine()
+
+
+X = torch.randn(2, 3, 12, 12)
+
+
+@pytest.mark.parametrize("name", ["mine", "resnet8", "mobilenetv2"])
+def test_half_the_macs_in_three_lines(name: str) -> None:
+    torch.manual_seed(0)
+    model = Mine() if name == "mine" else build_model(name)
+    dense = count_cost(model, X)
+    result = prunus.prune(model, X, criterion="fused_conv_bn", budget=prunus.Budget(macs=0.5))
+    small = count_cost(result.model, X)
+    assert 0.4 * dense.macs < small.macs <= 0.5 * dense.macs
+    assert small == predict_cost(result.graph, result.plan.keep_array(result.graph))
+    assert result.verification.passed and result.verification.max_relative_error < 1e-12
+    assert type(result.model) is type(model) and result.model(X).shape == model(X).shape
+    assert count_cost(model, X) == dense, "the original is untouched"
+
+
+def test_a_ratio_prunes_every_group(model: nn.Module) -> None:
+    result = prunus.prune(model, X, pruning_ratio=0.5)
+    assert [(group.size, len(group.keep)) for group in result.plan.groups] == [(16, 8), (16, 8)]
+
+
+def test_steps_one_by_one_are_the_same(model: nn.Module) -> None:
+    graph = prunus.trace(model, X)
+    scores = prunus.score(model, graph, "l1_norm")
+    plan = prunus.allocate(graph, scores, prunus.Budget(params=0.5), criterion="l1_norm")
+    pruned = prunus.remove(model, graph, plan)
+    assert prunus.verify(model, pruned, graph, plan, X).passed
+    assert prunus.prune(model, X, criterion="l1_norm", budget=prunus.Budget(params=0.5)).plan == plan
+
+
+def test_a_criterion_of_ones_own(model: nn.Module) -> None:
+    result = prunus.prune(model, X, criterion=lambda layer: -layer.weight.flatten(1).norm(dim=1), pruning_ratio=0.25)
+    strong = model.body[0].weight.flatten(1).norm(dim=1).argsort(descending=True)[:4]
+    assert not set(strong.tolist()) & set(result.plan.groups[1].keep)
+
+
+def test_ignored_layers_keep_their_shape(model: nn.Module) -> None:
+    result = prunus.prune(model, X, pruning_ratio=0.5, ignore=["stem"])
+    assert [group.name for group in result.plan.groups] == ["body.0"]
+    assert result.model.stem[0].out_channels == 16
+    assert "ignore names it" in {freeze.reason for freeze in result.graph.frozen}
+    assert not without(prunus.trace(model, X), ["stem", "body"]).groups
+    with pytest.raises(ConfigError, match=r"no such layer; did you mean 'stem."):
+        prunus.prune(model, X, pruning_ratio=0.5, ignore=["stem.8"])
+
+
+def test_clear_refusals(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="give one of budget"):
+        prunus.prune(model, X)
+    with pytest.raises(ConfigError, match="give one of budget"):
+        prunus.prune(model, X, budget=prunus.Budget(macs=0.5), pruning_ratio=0.5)
+    with pytest.raises(BudgetError, match="is not reachable"):
+        prunus.prune(model, X, budget=prunus.Budget(macs=0.0001))
+
+
+def test_a_size_written_into_forward_is_never_handed_back_broken() -> None:
+    class Fixed(Mine):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(self.stem(x))
+            return self.head(x.view(len(x), 16, -1).mean(2))
+
+    with pytest.raises(VerificationError, match="does not run"):
+        prunus.prune(Fixed(), X, pruning_ratio=0.5)
