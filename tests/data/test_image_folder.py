@@ -64,15 +64,13 @@ def test_one_colour_image_makes_all_of_them_rgb(tmp_path: Path) -> None:
 
 def test_the_jpeg_copy_of_cifar_10_says_so(tmp_path: Path) -> None:
     files = {f"{split}/{name}/0.png": picture(3) for split in ("train", "test") for name in CIFAR10_CLASSES}
-    assert (
-        load_data(write_tar(tmp_path / "cifar10-jpeg.tar.xz", files, "xz"), cache_dir=tmp_path).name
-        == "CIFAR-10 (JPEG)"
-    )
-    assert load_data(write_tar(tmp_path / "other.tar", files), cache_dir=tmp_path).name == "other"
-    assert (
-        load_data(write_tar(tmp_path / "cifar10-jpeg-x.tar", folder_files()), cache_dir=tmp_path).name
-        == "cifar10-jpeg-x"
-    )
+    archives = {
+        "CIFAR-10 (JPEG)": write_tar(tmp_path / "cifar10-jpeg.tar.xz", files, "xz"),
+        "other": write_tar(tmp_path / "other.tar", files),
+        "cifar10-jpeg-x": write_tar(tmp_path / "cifar10-jpeg-x.tar", folder_files()),
+    }
+    for name, archive in archives.items():
+        assert load_data(archive, cache_dir=tmp_path / "cache").name == name
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -88,7 +86,7 @@ def png_header(width: int, height: int) -> bytes:
 BAD = {
     "odd size": (
         picture(0, size=(5, 4)),
-        r"1 image of an odd size, first test/bee/7\.png: found 5×4 pixels, expected 6×4",
+        r"of an odd size, first test/bee/7\.png: found 5×4 pixels, expected 6×4",
     ),
     "cut short": (picture(0, size=(6, 4))[:60], r"cannot be read, test/bee/7\.png: "),
     "no image": (b"<html>", r"cannot be read, test/bee/7\.png: not an image that Pillow can read"),
@@ -162,13 +160,16 @@ def test_more_than_half_of_the_memory_is_refused(tmp_path: Path, monkeypatch: py
         load_data(write_tar(tmp_path / "a.tar", folder_files()), cache_dir=tmp_path / "cache")
 
 
-def test_links_to_images_are_followed_in_a_directory(tmp_path: Path) -> None:
+def test_links_are_followed_in_a_directory_but_not_in_circles(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "a", folder_files())
     (root / "train/ant/9.png").symlink_to(root / "test/bee/0.png")
     (root / "train/ant/loop").symlink_to(root)
+    (root / "test/cat").symlink_to(root / "test/ant")
+    (root / "train/cat").symlink_to(root / "test/ant")
     data = load_data(root, cache_dir=tmp_path / "cache")
     assert torch.equal(data.train_images[3], data.test_images[2])
-    assert len(data.train_images) == 7
+    assert data.classes == ("ant", "bee", "cat")
+    assert len(data.train_images) == 9
 
 
 def test_many_images_keep_their_order(tmp_path: Path) -> None:
@@ -178,3 +179,9 @@ def test_many_images_keep_their_order(tmp_path: Path) -> None:
     names = sorted(name for name in files if name.startswith("train/"))
     expected = np.stack([pixels_of(files[name]) for name in names])
     assert np.array_equal(data.train_images.numpy(), expected.transpose(0, 3, 1, 2))
+
+
+def test_a_folder_without_train_and_test_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "holiday" / "deep" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"has neither train nor test in it; an image folder holds"):
+        load_data(tmp_path, cache_dir=tmp_path / "cache")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from prunus.data.dataset import ImageData
+from prunus.data.members import files_below
 from prunus.data.progress import say
 from prunus.errors import DataError, FileFormatError, RunError
 from prunus.files import file_sha256, load_tensors, save_tensors
@@ -48,11 +49,10 @@ def content_key(source: Path) -> str:
 
 def _listing_sha256(folder: Path) -> str:
     digest = hashlib.sha256(os.fsencode(folder.resolve()))
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            status = path.stat()
-            digest.update(os.fsencode(path.relative_to(folder)))
-            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    for path in files_below(folder):
+        status = path.stat()
+        digest.update(os.fsencode(path.relative_to(folder)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
@@ -62,22 +62,25 @@ def cached(source: Path, cache_dir: Path, build: Callable[[], ImageData], *, ski
     A cached set from which bad images were left out counts only where that is allowed now.
     """
     path = cache_dir / f"images-{content_key(source)[:40]}.safetensors"
-    if path.exists():
-        try:
-            data = _load(path)
-        except FileFormatError as error:
-            say(f"{error}; {source} is decoded again")
-        else:
-            if not data.skipped or skip_bad_images:
-                if data.skipped:
-                    say(f"{source}: {data.skipped} bad images are left out")
-                return data
+    known = _look_up(path, source)
+    if known and (not known.skipped or skip_bad_images):
+        if known.skipped:
+            say(f"{source}: {known.skipped} bad image{'s' * (known.skipped > 1)} left out")
+        return known
     data = build()
     try:
         _save(path, data)
     except RunError as error:
         say(f"the decoded images are not kept for the next time: {error}, or set PRUNUS_CACHE")
     return data
+
+
+def _look_up(path: Path, source: Path) -> ImageData | None:
+    try:
+        return _load(path) if path.exists() else None
+    except (FileFormatError, OSError) as error:
+        say(f"{error}; {source} is decoded again")
+        return None
 
 
 def _save(path: Path, data: ImageData) -> None:
@@ -113,21 +116,20 @@ def _load(path: Path) -> ImageData:
 
 def _is_sound(data: ImageData) -> bool:
     """Check everything: a file with a right checksum may still have been made by someone else."""
-    channels = data.train_images.shape[1]
     parts = ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
     return (
         all(
             images.dtype == torch.uint8
             and labels.dtype == torch.int64
-            and images.shape[1:] == data.train_images.shape[1:]
             and images.ndim == 4
+            and images.shape[1:] == data.train_images.shape[1:]
             and labels.shape == (len(images),)
             and len(images) > 0
             and 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes)
             for images, labels in parts
         )
         and all(isinstance(name, str) and name.isprintable() for name in (data.name, *data.classes))
-        and len(data.mean) == len(data.std) == channels
+        and len(data.mean) == len(data.std) == data.train_images.shape[1]
         and all(isinstance(value, float) and math.isfinite(value) for value in data.mean)
         and all(isinstance(value, float) and math.isfinite(value) and value > 0 for value in data.std)
         and isinstance(data.skipped, int)

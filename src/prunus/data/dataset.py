@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from prunus.errors import DataError
 
 _PIXEL_VALUES = 256
+_WHITE = _PIXEL_VALUES - 1
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,20 @@ def make_image_data(
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel of uint8 images (N, C, H, W), on the 0..1 scale.
 
-    Counted over the 256 pixel values, so that no float copy of the images is made. A constant channel has std 1, to
-    be divisible by.
+    Counted over the 256 pixel values in whole numbers, so that no float copy of the images is made and nothing is
+    rounded before the end. A constant channel has std 1, since images are divided by it.
     """
-    values = np.arange(_PIXEL_VALUES) / (_PIXEL_VALUES - 1)
     means, stds = [], []
     for channel in range(images.shape[1]):
         counts = sum(
             (np.bincount(part[:, channel].ravel(), minlength=_PIXEL_VALUES) for part in _chunks(images)),
             np.zeros(_PIXEL_VALUES, dtype=np.int64),
         )
-        mean = float(counts @ values / counts.sum())
-        std = float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum()))
-        means.append(mean)
-        stds.append(std if std > 0 else 1.0)
+        number, total, squares = (
+            sum(count * value**power for value, count in enumerate(counts.tolist())) for power in range(3)
+        )
+        means.append(total / (number * _WHITE))
+        stds.append(math.sqrt(number * squares - total**2) / (number * _WHITE) or 1.0)
     return tuple(means), tuple(stds)
 
 

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -70,8 +70,11 @@ class _Opened:
     reason: str = ""
 
 
-def decode_all(images: Iterable[Encoded]) -> Iterator[Decoded]:
-    """Decode images, in order: grey ones to (H, W), all others to RGB (H, W, 3); transparency is dropped."""
+def decode_all(images: Iterable[Encoded]) -> Generator[Decoded]:
+    """Decode images, in order: grey ones to (H, W), all others to RGB (H, W, 3); transparency is dropped.
+
+    Close it if it is not read to the end: until then its threads live and warnings are off.
+    """
     workers = os.cpu_count() or 1
     waiting: deque[Future[list[Decoded]]] = deque()
     # Pillow warns of odd metadata, which no one can act on here. Filters belong to all threads, so they are set once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +22,7 @@ _SPLITS = ("train", "test")
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _ARCHIVE_SUFFIXES = (".tar.xz", ".tar.gz", ".tgz", ".txz", ".tar", ".zip")
 _MAX_IMAGE_FILE_BYTES = 64 * 2**20
-_LAYOUT = "an image folder holds train/<class>/<image> and test/<class>/<image>, at most under one top folder"
+LAYOUT = "an image folder holds train/<class>/<image> and test/<class>/<image>, at most under one top folder"
 _HOW_TO_SKIP = "Repair or remove it, or leave such images out with --skip-bad-images (in Python skip_bad_images=True)"
 
 
@@ -49,7 +50,7 @@ class _Images:
             parts = member.parts[depth:]
             if len(self.roots) > 1:
                 found = " and ".join(sorted(shown("/".join((*root, "train"))) for root in self.roots))
-                raise DataError(f"{self.source} holds more than one image folder: {found}; {_LAYOUT}")
+                raise DataError(f"{self.source} holds more than one image folder: {found}; {LAYOUT}")
             if parts in seen:
                 raise DataError(f"{self.source} holds '{name}' twice; pack it again")
             seen.add(parts)
@@ -80,7 +81,7 @@ def read_image_folder(
         count = len(images.elsewhere)
         say(f"{source}: {count:,} images outside train and test are not used, first {images.elsewhere[0]}")
     if not decoded:
-        raise DataError(f"{source} holds no images in train or test; {_LAYOUT} ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"{source} holds no images in train or test; {LAYOUT} ({', '.join(sorted(_SUFFIXES))})")
     decoded.sort(key=lambda image: image.parts)
     good, odd = _part_by_size(source, decoded, skip_bad_images)
     bad = unreadable + odd
@@ -105,8 +106,8 @@ def _decode(source: Path, images: _Images, skip: bool, progress: bool) -> tuple[
     good: list[Decoded] = []
     bad: list[str] = []
     used_bytes, limit_bytes = 0, _memory_limit()
-    with progress_bar(f"Reading {shown(source.name)}", show=progress) as advance:
-        for image in decode_all(images):
+    with closing(decode_all(images)) as decoder, progress_bar(_title(source), show=progress) as advance:
+        for image in decoder:
             advance()
             if image.pixels is None:
                 bad.append(f"{shown('/'.join(image.parts))}: {shown(image.reason)}")
@@ -121,6 +122,10 @@ def _decode(source: Path, images: _Images, skip: bool, progress: bool) -> tuple[
                 )
             good.append(image)
     return good, bad
+
+
+def _title(source: Path) -> str:
+    return f"Reading {shown(source.name)}"
 
 
 def _memory_limit() -> int:
@@ -170,7 +175,7 @@ def _assemble(source: Path, images: list[Decoded], skipped: int) -> ImageData:
 def _check_classes(source: Path, classes: dict[str, list[str]]) -> None:
     for split, other in (_SPLITS, _SPLITS[::-1]):
         if not classes[split]:
-            raise DataError(f"{source} holds no images in {split}; {_LAYOUT}")
+            raise DataError(f"{source} holds no images in {split}; {LAYOUT}")
         missing = [shown(name) for name in classes[other] if name not in classes[split]]
         if missing:
             raise DataError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ from prunus.data.cifar import LAYOUTS, Layout, cifar_layout, read_cifar
 from prunus.data.dataset import ImageData
 from prunus.data.digits import load_digits
 from prunus.data.download import OFFICIAL, find_or_download
-from prunus.data.folder import is_image, read_image_folder
+from prunus.data.folder import LAYOUT, is_image, read_image_folder
 from prunus.data.members import Member, archive_members, folder_members
 from prunus.errors import DataError
 
@@ -50,9 +51,11 @@ def load_data(
 def _existing(spec: str | Path) -> Path:
     path = Path(spec).expanduser()
     try:
-        if path.is_dir() or path.is_file():
+        if str(spec) and path.is_dir():
+            return _checked_folder(path)
+        if path.is_file():
             return path
-    except (OSError, ValueError) as error:  # a name that no file can have
+    except (OSError, ValueError) as error:  # no permission, or a name that no file can have
         raise DataError(f"the data set {str(spec)!r:.200} cannot be opened: {error}") from error
     near = get_close_matches(str(spec).lower().replace("-", ""), NAMES, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -61,21 +64,33 @@ def _existing(spec: str | Path) -> Path:
     )
 
 
+def _checked_folder(path: Path) -> Path:
+    """Look before leaping: a home folder given by mistake would be searched for minutes."""
+    parts = ("train", "test", *LAYOUTS)
+    places = (path, *(child for child in path.iterdir() if child.is_dir()))
+    if path.resolve().name in LAYOUTS or any((place / part).is_dir() for place in places for part in parts):
+        return path
+    raise DataError(f"{path} has neither train nor test in it; {LAYOUT}")
+
+
 def _read(path: Path, skip_bad_images: bool, progress: bool) -> ImageData:
-    layout, members = _recognise(path)
-    if layout:
-        return read_cifar(path, layout, members)
-    return read_image_folder(path, members, skip_bad_images=skip_bad_images, progress=progress)
+    with closing(_members(path)) as members:
+        layout, found = _recognise(members)
+        if layout:
+            return read_cifar(path, layout, found)
+        return read_image_folder(path, found, skip_bad_images=skip_bad_images, progress=progress)
 
 
-def _recognise(path: Path) -> tuple[Layout | None, Iterator[Member]]:
-    """Tell CIFAR's own files from an image folder by the first file that is either; None: an image folder."""
-    if path.is_dir():
-        name = path.resolve().name
-        # The folder's own name tells what it is where it is CIFAR's, unpacked.
-        members = folder_members(path, (name,) if name in LAYOUTS else ())
-    else:
-        members = archive_members(path)
+def _members(path: Path) -> Generator[Member]:
+    if not path.is_dir():
+        return archive_members(path)
+    name = path.resolve().name
+    # Where a folder is CIFAR's own, unpacked, only its name tells so.
+    return folder_members(path, (name,) if name in LAYOUTS else ())
+
+
+def _recognise(members: Iterator[Member]) -> tuple[Layout | None, Iterator[Member]]:
+    """Tell CIFAR's own files from an image folder (None) by the first file that is either; give all from there on."""
     for member in members:
         layout = cifar_layout(member.parts)
         if layout or is_image(member.parts):

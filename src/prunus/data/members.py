@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +62,7 @@ def shown(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def archive_members(path: Path) -> Iterator[Member]:
+def archive_members(path: Path) -> Generator[Member]:
     """Yield the files of a .tar, .tar.gz, .tar.xz or .zip archive, whatever its name says.
 
     Raises:
@@ -192,14 +192,29 @@ def _member(path: Path, name: str, size: int, read: Callable[[], bytes]) -> Memb
     return Member(parts, size, read)
 
 
-def folder_members(path: Path, prefix: tuple[str, ...] = ()) -> Iterator[Member]:
-    """Yield the regular files below a folder, sorted; links to files are followed, to folders in it are not.
+def folder_members(path: Path, prefix: tuple[str, ...] = ()) -> Generator[Member]:
+    """Yield the regular files below a folder; `prefix` is put before the parts of their paths.
 
-    `prefix` is put before the parts of their paths.
+    Raises:
+        DataError: a folder or file cannot be read.
     """
     try:
-        files = sorted(found for found in path.rglob("*") if found.is_file())
-        for file in files:
+        for file in files_below(path):
             yield Member(prefix + file.relative_to(path).parts, file.stat().st_size, file.read_bytes)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the regular files below a folder, in order. Links are followed, but not in circles (to one of `above`).
+
+    A folder that cannot be read is an OSError, where Path.rglob would pass it over and the data set come out shorter.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from files_below(path, (*above, real))
+        elif path.is_file():
+            yield path
