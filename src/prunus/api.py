@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ def prune(
     criterion: str | Criterion = "fused_conv_bn",
     budget: Budget | None = None,
     pruning_ratio: float | None = None,
-    scope: str | None = None,
+    scope: Literal["global", "local"] | None = None,
     min_channels: int | None = None,
     round_to: int = 1,
     ignore: Iterable[str] = (),

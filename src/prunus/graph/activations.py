@@ -58,7 +58,7 @@ class _ZeroCounter(TorchDispatchMode):
     """Counts zeros by channel in the results of the non-linearities that the trace numbered."""
 
     def __init__(self, graph: ChannelGraph) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.activations: dict[int, Activation] = {activation.index: activation for activation in graph.activations}
         self.zeros = np.zeros(graph.channel_count)
         self.seen = np.zeros(graph.channel_count)

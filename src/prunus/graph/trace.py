@@ -58,7 +58,7 @@ class LabelMode(TorchDispatchMode):
     """Sees every ATen operation that the model makes and carries labels through it."""
 
     def __init__(self, tape: Tape, findings: Findings) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.tape = tape
         self.findings = findings
 
