@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import re
 import stat
 import struct
@@ -213,8 +214,10 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
         return
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from files_below(path, (*above, real))
-        elif path.is_file():
-            yield path
+    with os.scandir(folder) as found:  # unlike Path.iterdir it knows what is a folder without asking again
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield from files_below(folder / entry.name, (*above, real))
+        elif entry.is_file():
+            yield folder / entry.name
