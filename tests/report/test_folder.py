@@ -30,7 +30,7 @@ def test_an_epoch_that_was_run_again_counts_once(run_dir: Path) -> None:
     again = {**rows[1], "val_accuracy": 0.5}
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, again]))
     dense = read_run(run_dir).stages["dense"]
-    assert [row["epoch"] for row in dense] == [0, 1, 2]
+    assert [row["epoch"] for row in dense] == [1, 2, 3]
     assert dense[1]["val_accuracy"] == 0.5
 
 

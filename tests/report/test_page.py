@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.report.sample_run import LAYERS, metrics, write_run
 
 from prunus.report import print_summary, read_run, write_report
-from prunus.report.figures import accuracy_chart, widths_chart
+from prunus.report.figures import accuracy_chart, search_chart, widths_chart
 
 
 def own_part(page: str) -> str:
@@ -90,6 +90,17 @@ def test_curves_join_the_stages_and_break_between_them(tmp_path: Path) -> None:
     assert chart["layout"]["shapes"][0] | {"x0": 12.5, "x1": 20.5} == chart["layout"]["shapes"][0]
 
 
+def test_the_search_is_drawn_where_there_was_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    chart = search_chart(read_run(run))
+    assert chart
+    kept, macs, returned = (trace["y"] for trace in chart["data"])
+    assert (kept[0], round(kept[-1]), round(macs[-1])) == (100, 60, 36)
+    assert returned[0] == pytest.approx(100 * 3 / 700)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics((("dense", 2),))))
+    assert search_chart(read_run(run)) is None
+
+
 def test_every_layer_has_its_two_bars(tmp_path: Path) -> None:
     widths = read_run(write_run(tmp_path / "run")).summary.widths
     before, after = widths_chart(widths)["data"]
@@ -139,7 +150,7 @@ def test_a_browser_draws_the_charts_without_a_complaint(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
-    assert 'data-charts="3"' in done.stdout
-    assert done.stdout.count('class="main-svg"') >= 3
+    assert 'data-charts="4"' in done.stdout
+    assert done.stdout.count('class="main-svg"') >= 4
     bars = re.findall(r'<g class="point">', done.stdout)
     assert len(bars) == 2 * len(LAYERS)

@@ -50,6 +50,39 @@ def widths_chart(widths: Sequence[Width]) -> dict[str, Any]:
     }
 
 
+def search_chart(run: RunFolder) -> dict[str, Any] | None:
+    """Draw what the dynamic search kept, epoch by epoch, in % of the dense network; None where there was no search."""
+    rows = [row for row in run.metrics if row.get("kept_channels") is not None and row.get("channels")]
+    if not rows:
+        return None
+    epochs = [row["epoch"] for row in rows]
+    channels = [float(row["channels"]) for row in rows]
+    lines = {
+        "channels kept": ([row["kept_channels"] for row in rows], channels, "--pruned", "solid"),
+        "MACs left": ([row.get("macs") for row in rows], [float(run.summary.dense.macs)] * len(rows), "--ink", "dash"),
+        "channels that came back": ([row.get("returned_channels") for row in rows], channels, "--dense", "dot"),
+    }
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": epochs,
+            "y": [None if part is None else 100 * part / whole for part, whole in zip(parts, wholes, strict=True)],
+            "line": {"color": colour, "width": 2, "dash": dash},
+            "marker": {"size": 4, "color": colour},
+            "hovertemplate": f"%{{y:.1f}} %<extra>{name}</extra>",
+        }
+        for name, (parts, wholes, colour, dash) in lines.items()
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative"},
+        "yaxis": {"title": {"text": "% of the dense network"}, "rangemode": "tozero"},
+        "hovermode": "x unified",
+    }
+    return {"data": traces, "layout": layout, "min_width": 0}
+
+
 def _curves(
     run: RunFolder, keys: Sequence[tuple[str, str, str]], factor: float, title: str, number_format: str
 ) -> dict[str, Any]:
@@ -68,7 +101,7 @@ def _curves(
             x.append(None)  # a gap: the network is another one in the next stage
             y.append(None)
         colour = "--pruned" if dash == "solid" else "--dense"
-        hover = f"epoch %{{x}}: %{{y:{number_format}}}<extra>{name}</extra>"
+        hover = f"%{{y:{number_format}}}<extra>{name}</extra>"
         line = {"color": colour, "width": 2.5 if dash == "solid" else 1.5, "dash": dash}
         points = {"size": 4, "color": colour}
         traces.append(
@@ -88,7 +121,7 @@ def _curves(
         "yaxis": {"title": {"text": title}},
         "shapes": bands,
         "annotations": notes,
-        "hovermode": "x",
+        "hovermode": "x unified",
     }
     return {"data": traces, "layout": layout, "min_width": 0}
 

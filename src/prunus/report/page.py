@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from prunus.files import atomic_write_text
 from prunus.report import numbers
 from prunus.report.comparison import compare
-from prunus.report.figures import accuracy_chart, loss_chart, stage_name, widths_chart
+from prunus.report.figures import accuracy_chart, loss_chart, search_chart, stage_name, widths_chart
 from prunus.report.folder import RunFolder, read_run
 
 PAGE = "report.html"
@@ -57,6 +57,9 @@ def _charts(run: RunFolder) -> dict[str, dict[str, Any]]:
     charts: dict[str, dict[str, Any]] = {}
     if run.metrics:
         charts |= {"accuracy": accuracy_chart(run), "loss": loss_chart(run)}
+    searched = search_chart(run)
+    if searched:
+        charts["search"] = searched
     if run.summary.widths:
         charts |= {"widths": widths_chart(run.summary.widths)}
     return charts
@@ -77,6 +80,8 @@ def _stages(run: RunFolder) -> list[dict[str, str]]:
 def _proof(verification: dict[str, Any]) -> dict[str, str]:
     """Put the verification in words, without what the page says elsewhere or what is empty."""
     said = {key: value for key, value in verification.items() if key != "passed" and value not in ("", None)}
+    if isinstance(said.get("rounds"), list):
+        said["rounds"] = f"{len(said['rounds'])}, each compared; these are the last one's figures"
     return {
         key.replace("_", " "): f"{value:.2g}" if isinstance(value, float) else _plain(value)
         for key, value in said.items()

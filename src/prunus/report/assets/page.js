@@ -16,6 +16,7 @@
   // Where the curves leave room: below the rising one, above the falling one, outside of the bars.
   const LEGENDS = {
     accuracy: { y: 0.02, yanchor: "bottom" }, loss: { y: 0.98, yanchor: "top" },
+    search: { y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
     widths: { y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
   };
   const draw = () => {
@@ -28,7 +29,7 @@
         font: { family: "system-ui, sans-serif", size: 12, color: css("--ink") },
         margin: { l: 56, r: 18, t: 34, b: 44 },
         legend: { orientation: "h", x: 1, xanchor: "right", bgcolor: "rgba(0,0,0,0)", ...LEGENDS[name] },
-        hoverlabel: { font: { family: "system-ui, sans-serif" } },
+        hoverlabel: { bgcolor: css("--surface"), bordercolor: css("--line"), font: { color: css("--ink") } },
         ...own, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
       };
       Plotly.react(place, coloured(chart.data), layout, { responsive: true, displayModeBar: false });

@@ -1,0 +1,108 @@
+"""What the documents tell people to type exists, parses and, where it is Python, runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import prunus
+from prunus.cli import app
+
+SUBPROCESS = os.environ | {"PYTHONPATH": str(Path(prunus.__file__).parent.parent)}
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def prunus_lines() -> list[str]:
+    lines = [line for block in blocks(README, "sh") for line in re.split(r"\n|&&", block)]
+    return [line.strip() for line in lines if re.match(r"\s*(?:\.venv/bin/)?prunus ", line)]
+
+
+@pytest.mark.parametrize("line", prunus_lines())
+def test_every_command_of_the_readme_parses(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.yaml").write_text("epochs: 3\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = shlex.split(line)[1:]
+    extra = ["--help"] if arguments[0] == "demo" else ["--print-config"]
+    result = CliRunner().invoke(app, [*arguments, *extra])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_readme_shows_both_commands_and_both_methods() -> None:
+    assert len(prunus_lines()) >= 5
+    assert "prunus demo" in README
+    assert README.count("reconstruction") >= 2
+    assert "doi:10.1109/siprocess.2019.8868491" in README
+    assert "doi:10.16451/j.cnki.issn1003-6059.201911010" in README
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def test_the_python_of_the_readme_runs(number: int, tmp_path: Path) -> None:
+    code = "import torch; torch.set_num_threads(1)\n" + blocks(README, "python")[number]
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=SUBPROCESS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_criterion_of_the_guide_works() -> None:
+    (block,) = blocks(CONTRIBUTING, "python")
+    model = "import torch, prunus\nmodel, x = prunus.build_model('resnet8'), torch.randn(1, 3, 8, 8)\n"
+    use = "print(prunus.prune(model, x, criterion=largest_weight, pruning_ratio=0.5).verification.passed)"
+    code = re.sub(r"^ {3}", "", block, flags=re.MULTILINE) + model + use
+    done = subprocess.run([sys.executable, "-c", code], env=SUBPROCESS, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_paths_that_documents_name_are_there(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    named = re.findall(r"`((?:src|tests|scripts|docs|\.ci)/[\w./]*)`", text) + re.findall(r"\]\(([\w./]+)\)", text)
+    assert named
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_ci_runs_the_commands_of_the_readme(tmp_path: Path) -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    function = re.search(r"^readme_command\(\) \{.*?^\}$", script, flags=re.DOTALL | re.MULTILINE)
+    assert function
+    for name in ("demo", "test"):
+        found = subprocess.run(
+            ["bash", "-c", f"{function[0]}\nreadme_command {name}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert found.strip() in README
+        assert found.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    assert "for name in demo test; do" in script
+
+
+@pytest.mark.parametrize("script", [".ci/run", "scripts/check"])
+def test_shell_scripts_parse(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    assert (ROOT / script).stat().st_mode & 0o111
+
+
+def test_version_licence_and_changelog_agree() -> None:
+    assert re.search(
+        rf"^## \[{re.escape(prunus.__version__)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "MIT"
+    assert "Prunus contributors" in (ROOT / "LICENSE").read_text()
+    assert project["scripts"] == {"prunus": "prunus.cli:main"}
