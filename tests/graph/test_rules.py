@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from tests.silenced import half_plan, randomise, worst_difference
 from torch import Tensor, nn
 
 from prunus.errors import SurgeryError, TraceError
+from prunus.graph.findings import Call, Findings
 from prunus.graph.rules import RULES, pointwise, rule
+from prunus.graph.rules.table import Rule
+from prunus.graph.tape import Tape
 from prunus.graph.trace import trace
 from prunus.surgery import apply_attributes, module_attributes, remove
 from prunus.verify import verify
@@ -108,6 +112,10 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
         lambda: Between(lambda m, x: m.c(x.flatten(1))[:, :, None, None], after=4, c=nn.Linear(8 * 64, 4)),
         {"first": 8, "c": 4, "last": 6},
     ),
+    "linear without bias": (
+        lambda: Between(lambda m, x: x * m.c(x.mean((2, 3)))[:, :, None, None], c=nn.Linear(8, 8, bias=False)),
+        {"first": 8, "last": 6},
+    ),
     "channels last": (
         lambda: Between(
             lambda m, x: m.c(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), after=4, c=nn.Linear(8, 4, bias=False)
@@ -131,7 +139,45 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "prelu": (lambda: Between(lambda m, x: m.act(x), act=nn.PReLU(8)), {"first": 8, "last": 6}),
     "flip in space": (lambda: Between(lambda m, x: x.flip(3)), {"first": 8, "last": 6}),
     "shared module": (lambda: Between(lambda m, x: m.c(m.c(x)), c=conv(8, 8)), {"first": 8, "last": 6}),
-    "whole slice": (lambda: Between(lambda m, x: x[:, :, ::2]), {"first": 8, "last": 6}),
+    "made alike": (
+        lambda: Between(lambda m, x: x + torch.zeros_like(x) + torch.ones_like(x) * torch.full_like(x, 2.0)),
+        {"first": 8, "last": 6},
+    ),
+    "noise alike": (
+        lambda: Between(
+            lambda m, x: x + 0 * (torch.rand_like(x) + torch.randn_like(x) + torch.empty_like(x).uniform_().normal_())
+        ),
+        {"first": 8, "last": 6},
+    ),
+    "filled": (
+        lambda: Between(lambda m, x: torch.empty_like(x).copy_(x) + torch.empty_like(x).fill_(1.0) + x.clone().zero_()),
+        {"first": 8, "last": 6},
+    ),
+    "other types": (
+        lambda: Between(lambda m, x: (x.double() + x.detach()).to(x.dtype) * torch.tensor(2.0)),
+        {"first": 8, "last": 6},
+    ),
+    "an axis more": (
+        lambda: Between(lambda m, x: x.unsqueeze(2).expand(-1, -1, 2, -1, -1).sum(2) + x.unsqueeze(0).squeeze(0)),
+        {"first": 8, "last": 6},
+    ),
+    "rows one by one": (
+        lambda: Between(lambda m, x: x.unbind(2)[0].unsqueeze(2) + x[:, :, 1].unsqueeze(2) + x),
+        {"first": 8, "last": 6},
+    ),
+    "extremes over space": (
+        lambda: Between(lambda m, x: x - x.amax((2, 3), keepdim=True) + x.amin(3, keepdim=True)),
+        {"first": 8, "last": 6},
+    ),
+    "other poolings": (
+        lambda: Between(lambda m, x: F.adaptive_max_pool2d(F.interpolate(x, scale_factor=2, mode="bilinear"), 4)),
+        {"first": 8, "last": 6},
+    ),
+    "other paddings": (
+        lambda: Between(lambda m, x: F.pad(F.pad(x, (1, 1, 1, 1), mode="reflect"), (1, 1, 1, 1), mode="replicate")),
+        {"first": 8, "last": 6},
+    ),
+    "whole slice": (lambda: Between(lambda m, x: x[:, :, ::1][:, ::1, ::2]), {"first": 8, "last": 6}),
     "stripes": (lambda: Between(lambda m, x: sum(x.split(4, 2))), {"first": 8, "last": 6}),
 }
 
@@ -154,6 +200,10 @@ def test_exact(name: str) -> None:
 
 
 KEPT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "layer norm": (
+        lambda: Between(lambda m, x: m.ln(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ln=nn.LayerNorm(8)),
+        "native_layer_norm mixes channels (in ln: LayerNorm)",
+    ),
     "group norm": (
         lambda: Between(lambda m, x: m.gn(x), gn=nn.GroupNorm(2, 8)),
         "native_group_norm mixes channels (in gn: GroupNorm)",
@@ -207,6 +257,24 @@ def test_a_mode_that_only_training_has_is_joined() -> None:
     assert ("aux.weight", 1) in graph.group("first").tensors
     pruned = remove(model, graph, half_plan(graph)).train()
     assert [tuple(out.shape) for out in pruned(x)] == [(2, 5), (2, 5)]
+
+
+def test_every_rule_is_exercised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rule stands untested: each is called for labels by some network above."""
+    seen: set[str] = set()
+
+    def noted(packet: Any, original: Rule) -> Rule:
+        def call(tape: Tape, findings: Findings, call: Call) -> None:
+            seen.add(str(packet))
+            original(tape, findings, call)
+
+        return call
+
+    for packet, original in list(RULES.items()):
+        monkeypatch.setitem(RULES, packet, noted(packet, original))
+    for build, _ in [*EXACT.values(), *KEPT.values()]:
+        trace(build(), torch.randn(2, 3, 8, 8))
+    assert {str(packet) for packet in RULES} - seen == set()
 
 
 def test_an_operation_gets_one_rule() -> None:

@@ -23,7 +23,7 @@ from prunus.graph.channels import (
     Norm,
     SizeSetting,
 )
-from prunus.graph.rules import Contracted, Findings
+from prunus.graph.findings import Contracted, Findings
 from prunus.graph.tape import Tape, varying
 
 Components = npt.NDArray[np.int64]

@@ -113,6 +113,12 @@ class Tape:
                 self.freeze(field, f"{use} sees these channels spread over several axes")
         return labels
 
+    def only_along(self, tensor: Tensor, axes: set[int], use: str) -> None:
+        """Freeze every field of a tensor that varies along an axis other than these."""
+        for field in self.read(tensor):
+            if not varying(field) <= axes:
+                self.freeze(field, f"{use} sees channels along another axis")
+
     def unite(self, a: Tensor, b: Tensor, use: str) -> Tensor:
         """Say that labels which meet are the same channel, and return them; freeze those that meet a fixed position."""
         a, b = torch.broadcast_tensors(a, b)

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from prunus.errors import TraceError
 from prunus.graph.assemble import assemble
 from prunus.graph.channels import ChannelGraph
-from prunus.graph.rules import Call, Findings, apply, tensors_in
+from prunus.graph.findings import Call, Findings, tensors_in
+from prunus.graph.rules import apply
 from prunus.graph.tape import Tape
 
 Inputs = Tensor | Sequence[Any]
@@ -85,8 +86,8 @@ def _run(
             shapes = [tuple(tensor.shape) for tensor in tensors_in(args)]
             raise TraceError(
                 f"the model could not be run on channel labels in {mode} mode: {error} (in {where}). It was given "
-                f"inputs of shapes {shapes}; check example_inputs, and that forward does not need the values of tensors "
-                "(.item(), if x > 0)."
+                f"inputs of shapes {shapes}; check example_inputs, and that forward does not need the values of "
+                "tensors (.item(), if x > 0)."
             ) from error
     tape.modules.clear()
     tape.freeze_tensors(

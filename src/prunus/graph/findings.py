@@ -1,0 +1,93 @@
+"""What the dispatcher shows a rule, and what rules note beside labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation as the dispatcher saw it."""
+
+    func: OpOverload[Any, Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def name(self) -> str:
+        """The operation's name, e.g. ``aten.relu``."""
+        return str(self.func.overloadpacket)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Every tensor among the arguments, in order."""
+        return tensors_in((self.args, tuple(self.kwargs.values())))
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Every tensor of the result."""
+        return tensors_in(self.out)
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True)
+class Contracted:
+    """A weight that met an activation: its tensor, which axes are C_out and C_in, and the positions per example.
+
+    `computed` allows the weight to be computed from a parameter; a product of two activations has no weight at all.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    result: Tensor
+    output_axis: int
+    input_axis: int
+    positions: int
+    computed: bool = True
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A BatchNorm: what it read, its tensors and ε."""
+
+    source: Tensor
+    result: Tensor
+    tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    eps: float
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """A tuple attribute of a module whose entries count these labels: the channels that a shortcut pads with zeros."""
+
+    module: str
+    attribute: str
+    parts: tuple[Tensor, ...]
+
+
+@dataclass
+class Findings:
+    """What the rules note beside labels; `batch` is the number of examples that run at once."""
+
+    batch: int = 1
+    contractions: list[Contracted] = field(default_factory=list)
+    norms: list[Normalised] = field(default_factory=list)
+    activations: list[Tensor] = field(default_factory=list)
+    sizes: list[SizeAttribute] = field(default_factory=list)
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """Return every tensor inside nested lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
