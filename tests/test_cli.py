@@ -143,15 +143,19 @@ def test_compress_hands_the_configuration_over_and_ends_in_the_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[RunConfig] = []
+    starts: list[object] = []
 
-    def run(config: RunConfig, *_: object, **__: object) -> Path:
+    def run(config: RunConfig, *_: object, fresh: object) -> Path:
         seen.append(config)
+        starts.append(fresh)
         return write_run(tmp_path / "run")
 
     monkeypatch.setattr(pipeline, "compress", run)
     result = prunus_command(*GOOD, "--epochs", "7", "--out", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output
     assert (seen[0].epochs, seen[0].macs, seen[0].out) == (7, 0.5, tmp_path / "run")
+    prunus_command(*GOOD, "--fresh")
+    assert starts == [False, True]
     assert "86.64 %" in result.stdout and "639.9 kB" in result.stdout
 
 

@@ -50,6 +50,9 @@ def _prunus(
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder.", metavar="FOLDER")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of every random choice.", metavar="N", min=0)] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Delete an earlier run in the folder, and start over.")
+    ] = False,
 ) -> None:
     """Train, prune, verify and fine-tune a small network on handwritten digits: two minutes, no download.
 
@@ -60,7 +63,7 @@ def demo(
     def run(console: Console) -> Path:
         from prunus.pipeline import demo as run_demo
 
-        return run_demo(out, console=console, seed=seed)
+        return run_demo(out, console, seed=seed, fresh=fresh)
 
     run_and_show(run)
 

@@ -16,7 +16,7 @@ from prunus.cli.talk import run_and_show
 from prunus.config import RunConfig, flag_name, load_config
 
 
-def compress(config: Path | None, print_config: bool, **flags: object) -> None:
+def compress(config: Path | None, print_config: bool, fresh: bool, **flags: object) -> None:
     """Train a network, remove its redundant channels to a budget, prove the removal right, fine-tune, and report.
 
     [bold]A budget is what the small network may cost.[/bold] At least one is needed; all that are given hold together.
@@ -43,7 +43,7 @@ def compress(config: Path | None, print_config: bool, **flags: object) -> None:
             return None
         from prunus.pipeline import compress as run_pipeline
 
-        return run_pipeline(settings, console)
+        return run_pipeline(settings, console, fresh=fresh)
 
     run_and_show(run)
 
@@ -69,10 +69,14 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
     show = typer.Option(
         "--print-config", metavar="", help="Print the whole configuration and stop.", rich_help_panel="Running"
     )
+    again = typer.Option(
+        "--fresh", metavar="", help="Delete an earlier run in the folder, and start over.", rich_help_panel="Running"
+    )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),
         inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
+        inspect.Parameter("fresh", keyword, default=False, annotation=Annotated[bool, again]),
         inspect.Parameter("print_config", keyword, default=False, annotation=Annotated[bool, show]),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
