@@ -168,3 +168,11 @@ def test_on_a_gpu(train: Train, images: Images, recipe: Recipe) -> None:
     assert history[-1]["val_accuracy"] > 0.9
     _, again = train(make_model(), device="cuda", augment=on_device)
     assert again == history
+
+
+def test_dropout_does_not_depend_on_what_was_drawn_before(train: Train) -> None:
+    first, _ = train(make_model(), checkpoint_dir=None)
+    second_model = make_model()
+    torch.rand(7)
+    second, _ = train(second_model, checkpoint_dir=None)
+    assert torch.equal(second.state_dict()["0.weight"], first.state_dict()["0.weight"])

@@ -58,12 +58,6 @@ def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in metrics.items() if name != "seconds"} for metrics in history]
 
 
-def seed_everything() -> None:
-    torch.manual_seed(3)
-    np.random.seed(3)
-    random.seed(3)
-
-
 def interrupted_in(epoch: int, batches: int, at: int = 3) -> Callable[[Tensor, torch.Generator], Tensor]:
     """An augmentation during which the user presses Ctrl-C."""
     calls = 0
@@ -82,11 +76,9 @@ def interrupted_in(epoch: int, batches: int, at: int = 3) -> Callable[[Tensor, t
 def test_2_and_2_epochs_are_4_epochs(train: Train, recipe: Recipe, tmp_path: Path, precision: Any) -> None:
     recipe = dataclasses.replace(recipe, precision=precision)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    seed_everything()
     model, history = train(recipe=recipe, checkpoint_dir=whole, hook=SoftMask())
     after = (torch.get_rng_state(), random.getstate(), np.random.random(3).tolist())
 
-    seed_everything()
     with pytest.raises(KeyboardInterrupt):
         train(recipe=recipe, checkpoint_dir=parts, hook=SoftMask(), augment=interrupted_in(epoch=3, batches=5))
     torch.manual_seed(99)
@@ -180,8 +172,7 @@ def test_a_hook_ends_the_training_and_it_stays_ended(train: Train) -> None:
 
 
 SCRIPT = """
-import functools, random, sys
-import numpy
+import functools, sys
 import torch
 from prunus.data import augment, load_data, normalize
 from prunus.models import build_model
@@ -190,8 +181,7 @@ from prunus.training import dense_recipe, fit
 torch.set_num_threads(1)
 data = load_data("digits")
 stats = {"mean": data.mean, "std": data.std}
-for seed in (torch.manual_seed, numpy.random.seed, random.seed):
-    seed(0)
+torch.manual_seed(0)
 model = build_model("resnet8", num_classes=len(data.classes), in_channels=data.train_images.shape[1])
 fit(model, data.split(0.4, seed=0), dense_recipe(4), checkpoint_dir=sys.argv[1], progress=False,
     augment=functools.partial(augment, crop_padding=1, flip=False, cutout=0, **stats),

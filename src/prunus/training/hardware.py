@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -49,7 +50,9 @@ def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        capabilities: Mapping[str, object] = getattr(
+            torch.cpu, "get_capabilities", dict
+        )()  # an older torch does not tell: float32
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
 

@@ -27,7 +27,7 @@ from prunus.training.hardware import Compute, choose_compute, lay_out_model
 from prunus.training.hook import Hook
 from prunus.training.optimiser import build_optimiser, learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
-from prunus.training.randomness import epoch_generator
+from prunus.training.randomness import epoch_generator, seed_everything
 from prunus.training.recipe import Recipe
 
 _STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss makes a GPU wait; a NaN stays in the running sum
@@ -75,8 +75,9 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train `model` in place, and go on from the last finished epoch where a checkpoint of this training exists.
 
-    On the CPU an interrupted and continued training ends with the same bits as one that ran through (with the same
-    number of threads). The order of the images and their augmentation depend on (seed, stage, epoch) alone.
+    On the CPU an interrupted and continued training ends with the same bits as one that ran through, given the same
+    number of threads. All randomness follows from (seed, stage): the global generators, of which dropout draws, are
+    seeded at the start; the order of the images and their augmentation have a generator of their own every epoch.
 
     Args:
         model: a classifier (N, C, H, W) → (N, classes); moved to `device`, left in eval mode.
@@ -85,7 +86,7 @@ def fit(
         augment: makes a float32 network input of a uint8 batch, with randomness from the generator (on `device`).
         normalize: makes a float32 network input of a uint8 batch.
         stage: name of this training in the metrics and of its checkpoint file.
-        seed: decides the order and the augmentation of the images.
+        seed: decides, with `stage`, about everything random.
         checkpoint_dir: folder of `<stage>.ckpt.safetensors`, written after every epoch; None for no checkpoint.
         device: where to train.
         hook: called around every epoch; may change weights before an epoch and end the training after one.
@@ -113,6 +114,7 @@ def fit(
 
     run = describe_run(recipe, stage, seed, hook, data.train_labels, data.val_labels)
     store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device)
+    seed_everything(seed, stage)
     checkpoint = load_checkpoint(store) or Checkpoint(history=[], finished=False, hook_state={})
     history, finished = list(checkpoint.history), checkpoint.finished
     if hook and history:

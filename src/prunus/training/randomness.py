@@ -16,8 +16,15 @@ from prunus.errors import FileFormatError
 
 def epoch_generator(seed: int, stage: str, epoch: int, device: torch.device) -> torch.Generator:
     """Derive an epoch's generator from its name alone, so that it needs no memory of the epochs before."""
-    digest = hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.Generator(device).manual_seed(_number(f"{seed}/{stage}/{epoch}"))
+
+
+def seed_everything(seed: int, stage: str) -> None:
+    """Seed the global generators, of which dropout draws, so that a training depends on its name alone."""
+    number = _number(f"{seed}/{stage}")
+    torch.manual_seed(number)  # CUDA's too
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def capture_random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -51,3 +58,7 @@ def restore_random_states(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
             torch.cuda.set_rng_state(tensors["cuda"], device)
     except (LookupError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise FileFormatError(f"the checkpoint has random states that cannot be restored: {error}") from error
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
