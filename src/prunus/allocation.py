@@ -6,13 +6,13 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import get_args
+from typing import NoReturn, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.budget import Budget
+from prunus.budget import ROUNDING, Budget
 from prunus.cost import METRICS, Cost, CostTable, Counts, format_bytes, format_count
 from prunus.errors import BudgetError, ConfigError, PlanError
 from prunus.graph.channels import ChannelGraph, Ids
@@ -98,25 +98,19 @@ class _Search:
             cut.append(dataclasses.replace(ladder, levels=ladder.levels[allowed]))
         if ladders and len(above) == len(ladders):
             most = max(1 - ladder.levels[0] / ladder.group.size for ladder in ladders)
-            raise BudgetError(
-                f"pruning_ratio {_fraction(pruning_ratio)} is not reachable: {self.conditions} no group can lose more than "
-                f"{int(most * 100) / 100:.2f} of its channels. Ask for less, or lower min_channels."
-            )
+            self._refuse_ratio(f"no group can lose more than {int(most * 100) / 100:.2f} of its channels")
         note = f"floors keep more than pruning_ratio {pruning_ratio:g} asks for in {_listed(above)}"
         return cut, [note] if above else []
 
     def run(self, ladders: list[Ladder], scope: Scope) -> list[int]:
         """Return how many channels each group keeps."""
         rungs = Rungs(ladders, self.table)
-        total = sum(ladder.group.size for ladder in ladders)
-        by_count = scope == "global" and self.budget.pruning_ratio is not None
-        most = _kept(self.budget.pruning_ratio or 0.0, total) if by_count else total
+        most = total = sum(ladder.group.size for ladder in ladders)
+        if scope == "global" and self.budget.pruning_ratio is not None:
+            most = _kept(self.budget.pruning_ratio, total)
         if rungs.base_count > most:
             share = int((1 - rungs.base_count / total) * 100) / 100
-            raise BudgetError(
-                f"pruning_ratio {_fraction(self.budget.pruning_ratio or 0)} is not reachable: {self.conditions} at most {share:.2f} "
-                f"of the {total} channels can go. Ask for less, or lower min_channels."
-            )
+            self._refuse_ratio(f"at most {share:.2f} of the {total} channels can go")
         self._check_reachable(rungs)
         order = rungs.order(scope)
         low, high = 0, len(order)  # the first `low` rungs fit; costs only grow with more
@@ -149,6 +143,12 @@ class _Search:
                 done[group] = True
         return [int(ladder.levels[level]) for ladder, level in zip(rungs.ladders, climbed, strict=True)]
 
+    def _refuse_ratio(self, because: str) -> NoReturn:
+        raise BudgetError(
+            f"pruning_ratio {_fraction(self.budget.pruning_ratio or 0.0)} is not reachable: {self.conditions} "
+            f"{because}. Ask for less, or lower min_channels."
+        )
+
     def _check_reachable(self, rungs: Rungs) -> None:
         """Raise unless the network with every group at its floor is within the budget."""
         smallest = Cost(*self.table.costs(rungs.base).tolist())
@@ -170,7 +170,7 @@ class _Search:
 
 def _kept(pruning_ratio: float, channels: int) -> int:
     """Return how many of so many channels may stay when at least the given fraction goes."""
-    return int((1 - Decimal(repr(pruning_ratio))) * channels)
+    return int((1 - Decimal(repr(pruning_ratio))) * channels + ROUNDING)
 
 
 def _check_settings(scope: str, min_channels: int | None, round_to: int) -> None:

@@ -24,6 +24,9 @@ _BYTE_UNITS = {
 }
 _LARGEST = 10**18  # of any count; more is a slip of the hand, and would not fit the 64-bit arithmetic of costs
 
+ROUNDING = Decimal("1e-6")
+"""How far a fraction of a count may miss a whole number: 4 / 11 of 11 channels are 4, though the float is a bit off."""
+
 
 @dataclass(frozen=True, init=False)
 class Budget:
@@ -74,7 +77,7 @@ class Budget:
     def limits(self, dense: Cost) -> dict[str, int]:
         """Return the largest params, macs and size_bytes that are within the budget, for those that it limits."""
         return {
-            name: int(Decimal(repr(value)) * getattr(dense, name)) if isinstance(value, float) else value
+            name: int(Decimal(repr(value)) * getattr(dense, name) + ROUNDING) if isinstance(value, float) else value
             for name, value in self.to_dict().items()
             if name != "pruning_ratio"
         }

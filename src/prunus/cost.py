@@ -121,7 +121,7 @@ class CostTable:
         longest = max((len(key) for key in terms), default=0)
         one = len(divisors)  # a last width that is always 1 fills up the shorter products
         factors = [[*key, *[one] * (longest - len(key))] for key in terms]
-        self._factors = np.array(factors, np.int64).reshape(-1, longest)
+        self._factors = np.array(factors, np.int64).reshape(len(terms), longest)
         self._coefficients = np.array(list(terms.values()), np.int64).reshape(-1, 3)
 
     def widths(self, keep: Keep) -> Counts:
