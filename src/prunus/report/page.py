@@ -103,13 +103,10 @@ def _latency(measured: dict[str, Any]) -> str:
 
 
 def _command(run: RunFolder) -> str:
-    command = run.environment.get("command")
-    if not isinstance(command, str) or not command:
-        return f"prunus compress --config {shlex.quote(str(run.path / 'config.yaml'))}"
-    program, _, arguments = command.partition(" ")
-    # What was typed, without the path at which the program happened to lie.
-    known = {"prunus": "prunus", "__main__.py": "python -m prunus"}
-    return f"{known.get(Path(program).name, program)} {arguments}".strip()
+    program, _, arguments = str(run.environment.get("command") or "").partition(" ")
+    # What was typed, without the path at which the program happened to lie; a script of the user's own is not that.
+    known = {"prunus": "prunus", "__main__.py": "python -m prunus"}.get(Path(program).name)
+    return f"{known} {arguments}" if known else f"prunus compress --config {shlex.quote(str(run.path / 'config.yaml'))}"
 
 
 def _plain(value: object) -> str:
