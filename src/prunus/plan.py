@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunus.cost import Cost, Count, format_bytes, format_count, predict_cost
 from prunus.errors import FileFormatError, PlanError
@@ -24,7 +24,15 @@ FORMAT_VERSION: Literal[1] = 1
 _MAX_BYTES = 64 * 10**6  # of a plan file; that of a network with a million channels is a tenth of it
 
 Limited = Literal["pruning_ratio", "params", "macs", "size_bytes"]
-Name = Annotated[str, Field(max_length=1000)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():  # a plan may come from anywhere, and its words go to terminals
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -33,7 +41,7 @@ class PlannedGroup(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    name: Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
     size: Annotated[int, Field(ge=1, le=2**24)]
     keep: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=2**24)]
 
@@ -56,12 +64,12 @@ class PruningPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format_version: Literal[1] = FORMAT_VERSION
-    criterion: Name = ""
+    criterion: Text = ""
     budget: dict[Limited, Count | Fraction] = {}
     before: Cost
     after: Cost
     groups: tuple[PlannedGroup, ...]
-    notes: tuple[Annotated[str, Field(max_length=10_000)], ...] = ()
+    notes: tuple[Text, ...] = ()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -155,16 +163,16 @@ class PruningPlan(BaseModel):
     def __rich__(self) -> RenderableType:
         from rich.console import Group
         from rich.table import Table
-        from rich.text import Text
+        from rich.text import Text as Plain
 
         title = "Pruning plan" + (f" by {self.criterion}" if self.criterion else "")
-        table = Table("", "before", "after", "kept", title=Text(title), title_justify="left")
+        table = Table("", "before", "after", "kept", title=Plain(title), title_justify="left")
         for column in table.columns[1:]:
             column.justify = "right"
         for rows in (_cost_rows(self), _group_rows(self)):
             for row in rows:
-                table.add_row(*(Text(cell) for cell in row), end_section=row == rows[-1])
-        return Group(table, *(Text(f"note: {note}") for note in self.notes))
+                table.add_row(*(Plain(cell) for cell in row), end_section=row == rows[-1])
+        return Group(table, *(Plain(f"note: {note}") for note in self.notes))
 
 
 def plan_from_keep(
