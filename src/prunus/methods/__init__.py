@@ -1,0 +1,10 @@
+"""When to remove what: once, in rounds, or found during training."""
+
+from __future__ import annotations
+
+from prunus.methods.choice import Choice
+from prunus.methods.dynamic import DynamicSearch
+from prunus.methods.masks import mask_channels
+from prunus.methods.schedules import Removal, carry_out, iterative, one_shot
+
+__all__ = ["Choice", "DynamicSearch", "Removal", "carry_out", "iterative", "mask_channels", "one_shot"]

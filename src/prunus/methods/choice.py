@@ -1,0 +1,62 @@
+"""How channels are chosen: score them, then allocate within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.allocation import Budget, Scope, allocate
+from prunus.criteria import Criterion, score
+from prunus.criteria.registry import Normalize
+from prunus.graph.channels import ChannelGraph
+from prunus.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of `prunus.score` and `prunus.allocate` that stay the same while a network is pruned in steps.
+
+    `header_bytes` is what a file takes beside its tensors. `calibration` is for criteria that look at activations,
+    `options` are the criterion's own.
+    """
+
+    criterion: str | Criterion
+    options: Mapping[str, Any] = field(default_factory=dict)
+    normalize: Normalize | None = None
+    scope: Scope = "global"
+    min_channels: int | None = None
+    round_to: int = 1
+    header_bytes: int = 0
+    seed: int = 0
+    calibration: Tensor | None = None
+
+    def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> PruningPlan:
+        """Choose which channels of `model` stay, by its weights and statistics as they are now.
+
+        Raises:
+            BudgetError: the budget cannot be reached.
+        """
+        scores = score(
+            model,
+            graph,
+            self.criterion,
+            normalize=self.normalize,
+            calibration=self.calibration,
+            seed=self.seed,
+            **self.options,
+        )
+        return allocate(
+            graph,
+            scores,
+            budget,
+            scope=self.scope,
+            min_channels=self.min_channels,
+            round_to=self.round_to,
+            header_bytes=self.header_bytes,
+            criterion=self.criterion
+            if isinstance(self.criterion, str)
+            else getattr(self.criterion, "__name__", "custom"),
+        )

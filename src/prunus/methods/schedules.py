@@ -1,0 +1,107 @@
+"""When channels go: all at once, or in rounds with training between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from prunus.allocation import Budget
+from prunus.cost import Cost, predict_cost
+from prunus.errors import VerificationError
+from prunus.graph.channels import ChannelGraph
+from prunus.graph.trace import Inputs, trace
+from prunus.methods.choice import Choice
+from prunus.plan import PruningPlan
+from prunus.surgery import remove
+from prunus.verify import Verification, verify
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A smaller network, which channels of the first one it keeps, and the proof of every removal on the way."""
+
+    model: nn.Module
+    plan: PruningPlan
+    verifications: tuple[Verification, ...]
+
+    def check(self) -> None:
+        """Raise a VerificationError where a removal was not right."""
+        for verification in self.verifications:
+            if not verification.passed:
+                raise VerificationError(f"the pruned network is not the silenced original: {verification.failure}")
+
+
+def carry_out(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs) -> Removal:
+    """Remove the channels that `plan` drops, and compare with the silenced original on `inputs`."""
+    small = remove(model, graph, plan)
+    return Removal(small, plan, (verify(model, small, graph, plan, inputs),))
+
+
+def one_shot(model: nn.Module, graph: ChannelGraph, budget: Budget, choice: Choice, inputs: Inputs) -> Removal:
+    """Choose and remove once.
+
+    Args:
+        model: a trained network, left as it is.
+        graph: its channel graph.
+        budget: what the smaller network may cost.
+        choice: how channels are chosen.
+        inputs: what the removal is verified on, (N, C, H, W).
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+    """
+    return carry_out(model, graph, choice.plan(model, graph, budget), inputs)
+
+
+def iterative(
+    model: nn.Module,
+    budget: Budget,
+    choice: Choice,
+    inputs: Inputs,
+    *,
+    rounds: int,
+    between: Callable[[nn.Module, int], nn.Module],
+) -> Removal:
+    """Remove in rounds; each takes an equal step of the cost, and all but the last are trained before the next.
+
+    Args:
+        model: a trained network, left as it is.
+        budget: what the smallest network may cost.
+        choice: how channels are chosen, in every round anew.
+        inputs: what every removal is verified on, (N, C, H, W).
+        rounds: how many, at least 1.
+        between: trains the network that a round left: (network, round from 1) → network of the same shapes.
+
+    Returns:
+        The network as the last round left it, untrained since; the plan has the indices of `model`.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        VerificationError: a round before the last removed wrongly, which no training could mend.
+    """
+    graph = trace(model, inputs)
+    dense = predict_cost(graph, graph.keep_all(), header_bytes=choice.header_bytes)
+    total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs)
+    for number in range(2, rounds + 1):
+        total.check()
+        model = between(total.model, number - 1)
+        step = _step_budget(budget, dense, number, rounds)
+        total = _joined(total, one_shot(model, trace(model, inputs), step, choice, inputs))
+    return replace(total, plan=total.plan.model_copy(update={"budget": budget.to_dict()}))
+
+
+def _step_budget(budget: Budget, dense: Cost, number: int, rounds: int) -> Budget:
+    """Return the budget of one round, in absolute costs; a ratio is one of the channels that the round before left."""
+    whole = budget.partway(dense, number / rounds)
+    if whole.pruning_ratio is None:
+        return whole
+    before = budget.partway(dense, (number - 1) / rounds).pruning_ratio or 0.0
+    ratio = 1.0 - (1.0 - whole.pruning_ratio) / (1.0 - before)
+    return Budget(pruning_ratio=ratio, params=whole.params, macs=whole.macs, size_bytes=whole.size_bytes)
+
+
+def _joined(earlier: Removal, later: Removal) -> Removal:
+    plan = earlier.plan.compose(later.plan)
+    return Removal(later.model, plan, (*earlier.verifications, *later.verifications))

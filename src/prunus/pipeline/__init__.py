@@ -1,0 +1,78 @@
+"""The main job: train → find redundant channels → remove → verify → fine-tune → measure → report.
+
+Every stage leaves its output file, whole or not at all, so the same command goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from prunus.config import RunConfig
+from prunus.deploy import load
+from prunus.pipeline.dense import obtain_dense
+from prunus.pipeline.environment import describe_environment
+from prunus.pipeline.finish import obtain_finetuned, write_summary
+from prunus.pipeline.run import choose_device, prepare
+from prunus.pipeline.run_folder import RunFolder, open_run
+from prunus.pipeline.search import check_budget, obtain_removed
+from prunus.report import write_report
+
+__all__ = ["DEMO", "RunFolder", "compress", "demo"]
+
+DEMO = {
+    "model": "resnet8",
+    "data": "digits",
+    "size": "0.1MB",
+    "epochs": 12,
+    "finetune_epochs": 8,
+    "batch_size": 64,
+    "threads": 1,
+}
+"""What `prunus demo` is told."""
+
+
+def compress(config: RunConfig, console: Console | None = None, *, fresh: bool = False) -> Path:
+    """Make a network small as `config` says, going on where an earlier call stopped; return the run folder.
+
+    Args:
+        config: the whole run.
+        console: where progress in words goes; by default the terminal.
+        fresh: delete what an earlier run left in the folder, and start over.
+
+    Raises:
+        RunError: the folder is in use, or belongs to a run with other settings.
+        BudgetError: the budget cannot be reached; said before any training.
+        VerificationError: the removal went wrong; the network is not trained on.
+        PrunusError: whatever else a user can cause, with what to do about it.
+    """
+    console = console or Console()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    with open_run(config, describe_environment(device), fresh=fresh) as folder:
+        if folder.summary.exists():
+            console.print(f"{folder.path} is finished; type the command with --fresh to start over", highlight=False)
+        else:
+            _carry_out(config, folder, device, console)
+        if not folder.report.exists():
+            write_report(folder.path)
+        folder.tidy()
+    return folder.path
+
+
+def demo(out: Path | str, console: Console | None = None, *, seed: int = 0, fresh: bool = False) -> Path:
+    """Run `compress` on the embedded digits with a small network and a size budget; return the run folder."""
+    return compress(RunConfig.model_validate(DEMO | {"out": out, "seed": seed}), console, fresh=fresh)
+
+
+def _carry_out(config: RunConfig, folder: RunFolder, device: torch.device, console: Console) -> None:
+    run = prepare(config, folder, device, console)
+    if not folder.dense.exists():
+        check_budget(run)
+    dense = obtain_dense(run)
+    small = obtain_removed(run, dense)
+    small = obtain_finetuned(run, small)
+    write_summary(run, load(folder.dense), small)  # as it was before a search trained on

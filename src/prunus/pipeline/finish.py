@@ -1,0 +1,116 @@
+"""The last stages: fine-tuning, the one look at the test set, latency, and the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import nn
+
+from prunus.cost import count_cost
+from prunus.deploy import Latency, load, measure_latency, processor_name, save
+from prunus.errors import BudgetError
+from prunus.files import atomic_write_json
+from prunus.pipeline import recipes
+from prunus.pipeline.environment import commit
+from prunus.pipeline.run import Run
+from prunus.pipeline.search import plan_of, rounds_epochs
+from prunus.training import evaluate
+
+
+def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
+    """Return the finished small network: from the run folder, or trained now; in eval mode, on the CPU.
+
+    Raises:
+        BudgetError: the file on disk is larger than the budget allows.
+    """
+    if run.folder.model.exists():
+        run.say("fine-tune  done before: model.safetensors")
+    else:
+        epochs = run.config.finetune_epochs
+        if run.config.schedule == "iterative":
+            _, epochs = rounds_epochs(epochs, run.config.rounds)
+        if epochs:
+            run.say(f"fine-tune  for {epochs} epochs")
+            run.train(small, recipes.finetune(run, epochs), "finetune")
+        save(small, run.folder.model, plan=plan_of(run), **run.identity)
+    run.folder.drop_checkpoint("finetune")
+    _check_size(run)
+    return load(run.folder.model)
+
+
+def write_summary(run: Run, dense: nn.Module, small: nn.Module) -> None:
+    """Evaluate both networks on the test set, time them, and write summary.json."""
+    run.say("test       both networks on the test images, for the first and only time")
+    accuracies = [_test_accuracy(run, model) for model in (dense, small)]
+    latency = measure_latency({"dense": dense, "pruned": small}, run.proof_inputs()[:1])
+    files = (run.folder.dense, run.folder.model)
+    dense_side, pruned_side = (
+        _describe(run, model, accuracy, file.stat().st_size, latency[name])
+        for name, model, accuracy, file in zip(("dense", "pruned"), (dense, small), accuracies, files, strict=True)
+    )
+    epochs = Counter(str(row["stage"]) for row in run.folder.read_metrics())
+    atomic_write_json(
+        run.folder.summary,
+        {
+            "data": run.data.name,
+            "model": run.config.model,
+            "method": run.config.method,
+            "budget": run.config.budgets,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "device": processor_name(run.device),
+            "seed": run.config.seed,
+            "epochs": {stage: epochs[stage] for stage in ("dense", "search", "finetune")},
+            "dense": dense_side,
+            "pruned": pruned_side,
+            "latency": {name: dataclasses.asdict(value) for name, value in latency.items()},
+            "files": {"dense": run.folder.dense.name, "model": run.folder.model.name, "plan": run.folder.plan.name},
+            "widths": _widths(dense, small),
+        },
+    )
+
+
+def _check_size(run: Run) -> None:
+    plan = plan_of(run)
+    limit = plan.budget.get("size_bytes")
+    if limit is None:
+        return
+    allowed = int(limit * plan.before.size_bytes) if isinstance(limit, float) else limit
+    size = run.folder.model.stat().st_size
+    if size > allowed:
+        raise BudgetError(
+            f"{run.folder.model} has {size:,} bytes and the budget is {allowed:,}: this is an error of Prunus, please "
+            f"report it; a budget smaller by {size - allowed:,} bytes gets around it."
+        )
+
+
+def _test_accuracy(run: Run, model: nn.Module) -> float:
+    result = evaluate(
+        model.to(run.device), run.data.test_images, run.data.test_labels, normalize=run.normalize, device=run.device
+    )
+    model.cpu()
+    return result["accuracy"]
+
+
+def _describe(run: Run, model: nn.Module, accuracy: float, size_bytes: int, latency: Latency) -> dict[str, Any]:
+    cost = count_cost(model, run.proof_inputs()[:1])
+    return {
+        "test_accuracy": accuracy,
+        "params": cost.params,
+        "macs": cost.macs,
+        "size_bytes": size_bytes,
+        "latency_ms": latency.median_ms,
+    }
+
+
+def _widths(dense: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
+    """List the output channels of every convolution before and after."""
+    after = dict(small.named_modules())
+    return [
+        {"layer": name, "before": module.out_channels, "after": getattr(after[name], "out_channels", 0)}
+        for name, module in dense.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]

@@ -1,0 +1,42 @@
+"""How each stage trains: the user's settings, and what follows from the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunus.pipeline.run import Run
+from prunus.training import Recipe, dense_recipe, finetune_recipe
+
+
+def dense(run: Run) -> Recipe:
+    """Make the recipe of the dense training."""
+    return dense_recipe(run.config.epochs, learning_rate=run.config.learning_rate, **_shared(run))
+
+
+def search(run: Run) -> Recipe:
+    """Make the recipe of the dynamic search: the rate stays up, so that channels can come back until the end."""
+    return finetune_recipe(
+        run.config.search_epochs,
+        learning_rate=run.config.finetune_learning_rate,
+        schedule="constant",
+        **_shared(run),
+    )
+
+
+def finetune(run: Run, epochs: int) -> Recipe:
+    """Make the recipe of a training after channels were removed."""
+    return finetune_recipe(epochs, learning_rate=run.config.finetune_learning_rate, **_shared(run))
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    config = run.config
+    side = min(run.input_shape[1:])
+    return {
+        "batch_size": config.batch_size,
+        "weight_decay": config.weight_decay,
+        "label_smoothing": config.label_smoothing,
+        "crop_padding": config.crop_padding if config.crop_padding is not None else side // 8,
+        "flip": config.flip if config.flip is not None else config.data != "digits",  # a mirrored 2 is no digit
+        "cutout": config.cutout or 0,
+        "precision": config.precision,
+    }

@@ -1,0 +1,134 @@
+"""What the stages of one run share: its settings, its folder, its data and how images become inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from prunus.config import RunConfig
+from prunus.data import ImageData, Split, augment, load_data, normalize
+from prunus.errors import ConfigError
+from prunus.models import build_model
+from prunus.pipeline.run_folder import RunFolder
+from prunus.training import Hook, Recipe, fit
+
+_PROOF_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's settings, folder, device, data, and the console it talks on."""
+
+    config: RunConfig
+    folder: RunFolder
+    device: torch.device
+    data: ImageData
+    split: Split
+    console: Console
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.data.train_images.shape[1:]
+        return channels, height, width
+
+    @property
+    def normalize(self) -> Callable[[Tensor], Tensor]:
+        """Turn uint8 images into what the network takes."""
+        return functools.partial(normalize, mean=self.data.mean, std=self.data.std)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a model file of this run says beside its tensors and its plan: keywords of `prunus.save`."""
+        return {
+            "model_name": self.config.model,
+            "num_classes": len(self.data.classes),
+            "in_channels": self.input_shape[0],
+            "input_shape": self.input_shape,
+            "classes": self.data.classes,
+            "mean": self.data.mean,
+            "std": self.data.std,
+        }
+
+    def build(self) -> nn.Module:
+        """Build the dense network, with initial weights that the seed decides."""
+        torch.manual_seed(self.config.seed)
+        return build_model(self.config.model, num_classes=len(self.data.classes), in_channels=self.input_shape[0])
+
+    def proof_inputs(self) -> Tensor:
+        """Return a few held-out images as the network takes them, (N, C, H, W) on the CPU."""
+        return self.normalize(self.split.val_images[:_PROOF_IMAGES])
+
+    def calibration(self, count: int = 512) -> Tensor:
+        """Return training images, without augmentation, for criteria that look at activations; (N, C, H, W), CPU."""
+        chosen = torch.linspace(0, len(self.split.train_images) - 1, min(count, len(self.split.train_images))).long()
+        return self.normalize(self.split.train_images[chosen])
+
+    def train(self, model: nn.Module, recipe: Recipe, stage: str, hook: Hook | None = None, offset: int = 0) -> None:
+        """Train with the run's data, and record every epoch.
+
+        The rounds of an iterative schedule are one stage in the metrics, search; `offset` counts the epochs before.
+        """
+
+        def record(row: dict[str, Any]) -> None:
+            in_rounds = {"stage": "search", "epoch": row["epoch"] + offset, "round": stage.removeprefix("round-")}
+            self.folder.record(row | in_rounds if stage.startswith("round-") else row)
+
+        fit(
+            model,
+            self.split,
+            recipe,
+            augment=functools.partial(
+                augment,
+                crop_padding=recipe.crop_padding,
+                flip=recipe.flip,
+                cutout=recipe.cutout,
+                mean=self.data.mean,
+                std=self.data.std,
+            ),
+            normalize=self.normalize,
+            stage=stage,
+            seed=self.config.seed,
+            checkpoint_dir=self.folder.checkpoints,
+            device=self.device,
+            hook=hook,
+            on_epoch=record,
+        )
+        model.cpu()
+
+    def say(self, text: str) -> None:
+        """Tell the user what happens."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def prepare(config: RunConfig, folder: RunFolder, device: torch.device, console: Console) -> Run:
+    """Load the data and hold part of it out; the seed decides which."""
+    data = load_data(config.data, cache_dir=config.cache_dir, skip_bad_images=config.skip_bad_images)
+    run = Run(config, folder, device, data, data.split(config.validation, config.seed), console)
+    skipped = f", {data.skipped} skipped" if data.skipped else ""
+    run.say(
+        f"data       {data.name}: {len(run.split.train_labels):,} training, {len(run.split.val_labels):,} validation, "
+        f"{len(data.test_labels):,} test images of {'×'.join(map(str, run.input_shape))}, "
+        f"{len(data.classes)} classes{skipped}"
+    )
+    return run
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn the flag into a device; ConfigError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, True):
+        raise ConfigError(f"--device {name}: this machine has no such device; type --device cpu or --device auto")
+    return device

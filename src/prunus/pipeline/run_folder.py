@@ -1,0 +1,217 @@
+"""The run folder: its files, who may write them, and what makes a second command go on where the first one stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from prunus.config import RunConfig, load_config
+from prunus.errors import ConfigError, FileFormatError, RunError
+from prunus.files import atomic_write_json, atomic_write_text, read_bytes
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where every file of one run lies. A stage is finished when its output file is there, whole."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What the run was told."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, processor and command line."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def dense(self) -> Path:
+        """The trained network before anything is removed: output of the dense stage."""
+        return self.path / "dense.safetensors"
+
+    @property
+    def plan(self) -> Path:
+        """Which channels stay, by the dense network's indices."""
+        return self.path / "plan.json"
+
+    @property
+    def verification(self) -> Path:
+        """What the comparison with the silenced original found."""
+        return self.path / "verification.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Unfinished epochs, and networks between two stages."""
+        return self.path / "checkpoints"
+
+    @property
+    def removed(self) -> Path:
+        """The small network before its fine-tuning: output of the search stage."""
+        return self.checkpoints / "removed.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The finished small network: output of the fine-tuning."""
+        return self.path / "model.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """Accuracy, costs and latency, dense beside pruned: written when all else is done."""
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report.html"
+
+    def files(self) -> tuple[Path, ...]:
+        """Return every file that a run may leave in its folder, checkpoints included."""
+        own = (
+            self.config,
+            self.environment,
+            self.metrics,
+            self.dense,
+            self.plan,
+            self.verification,
+            self.model,
+            self.summary,
+            self.report,
+        )
+        return (*own, *sorted(self.checkpoints.glob("*.safetensors")))
+
+    def drop_checkpoint(self, stage: str) -> None:
+        """Delete the unfinished epochs of a stage that is finished."""
+        for file in self.checkpoints.glob(f"{stage}.ckpt*.safetensors"):
+            file.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Delete what was only there to go on from, once the run is finished."""
+        for file in self.checkpoints.glob("*.safetensors"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or with files of somebody else's
+            self.checkpoints.rmdir()
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Add one epoch to the metrics; rows of its stage from this epoch on, left by a killed run, give way."""
+        earlier = [old for old in self.read_metrics() if old["stage"] != row["stage"] or old["epoch"] < row["epoch"]]
+        self._write_metrics([*earlier, row])
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the epochs recorded so far; FileFormatError where a line is none of ours."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for number, line in enumerate(read_bytes(self.metrics, "metrics file").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise FileFormatError(
+                    f"the metrics file {self.metrics}, line {number}, is not JSON: {error}"
+                ) from error
+            if (
+                not isinstance(row, dict)
+                or not isinstance(row.get("stage"), str)
+                or not isinstance(row.get("epoch"), int)
+            ):
+                raise FileFormatError(f"the metrics file {self.metrics}, line {number}, has no stage and epoch")
+            rows.append(row)
+        return rows
+
+    def _write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        atomic_write_text(self.metrics, text)
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, environment: Mapping[str, Any], *, fresh: bool = False) -> Iterator[RunFolder]:
+    """Take a run's folder for this process: make it, or check that it belongs to the same run.
+
+    `fresh` deletes an earlier run's files first, and nothing else in the folder.
+
+    Raises:
+        RunError: another process works in it, or it belongs to a run that was told otherwise; the message lists the
+            differences and says what to type.
+    """
+    folder = RunFolder(config.run_dir)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the run folder {folder.path}: {error.strerror}; choose another with --out"
+        ) from error
+    with _locked(folder.path):
+        if fresh:
+            for file in folder.files():
+                file.unlink(missing_ok=True)
+        if folder.config.exists():
+            _refuse_another(folder, config)
+        else:
+            _refuse_strays(folder)
+            atomic_write_text(folder.config, config.to_yaml())
+        if not folder.summary.exists():
+            atomic_write_json(folder.environment, dict(environment))
+        yield folder
+
+
+def _refuse_another(folder: RunFolder, config: RunConfig) -> None:
+    try:
+        found = load_config(folder.config)
+    except (ConfigError, FileFormatError) as error:
+        raise RunError(
+            f"the run folder {folder.path} has a config.yaml that is not one of this Prunus: {error}\n"
+            f"Choose another folder with --out, or start over with --fresh."
+        ) from error
+    differences = config.differences(found)
+    if differences:
+        lines = "\n".join(f"  - {line}" for line in differences)
+        raise RunError(
+            f"the run folder {folder.path} belongs to a run with other settings:\n{lines}\n"
+            f"Type the same settings to go on with it, --out ANOTHER for a new run beside it, "
+            f"or --fresh to delete it and start over."
+        )
+
+
+def _refuse_strays(folder: RunFolder) -> None:
+    strays = [file.name for file in folder.files() if file.exists()]
+    if strays:
+        raise RunError(
+            f"the folder {folder.path} holds {', '.join(strays)} but no config.yaml, so it is no run that could go on. "
+            f"Choose another folder with --out, or delete these files with --fresh."
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system drops when the process ends, however it ends."""
+    with (path / _LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"the run folder {path} is in use by {_holder(file)}. Wait for it to end, or choose another with --out."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    pid = file.read(32).strip()
+    return f"process {pid}" if pid.isdigit() else "another process"

@@ -1,0 +1,138 @@
+"""The search stage: which channels stay, their removal, and the proof that it was right."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from torch import nn
+
+from prunus.allocation import Budget
+from prunus.cost import predict_cost
+from prunus.deploy import header_bytes, load, save
+from prunus.files import atomic_write_json
+from prunus.graph.channels import ChannelGraph
+from prunus.graph.trace import trace
+from prunus.methods import Choice, DynamicSearch, Removal, carry_out, iterative, one_shot
+from prunus.pipeline import recipes
+from prunus.pipeline.run import Run
+from prunus.plan import PruningPlan
+from prunus.verify import Verification
+
+_RAMP_SHARE = 0.6  # of the search epochs, until the whole target is reached; the rest lets the structure settle
+
+
+def check_budget(run: Run) -> None:
+    """Raise a BudgetError now, rather than after hours of training, where the budget cannot be reached."""
+    model = run.build()
+    graph = trace(model, run.proof_inputs())
+    reserve = header_bytes(model, graph, **run.identity)
+    floor = dataclasses.replace(choice(run, reserve), criterion="random", options={}, calibration=None)
+    plan = floor.plan(model, graph, budget(run))
+    for note in plan.notes:
+        run.say(f"note       {note}")
+
+
+def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
+    """Return the small network before its fine-tuning: from the run folder, or searched now; in eval mode, on the CPU.
+
+    Writes plan.json and verification.json. What comes back was always read from the file, as in `obtain_dense`.
+
+    Raises:
+        VerificationError: the small network differs from the silenced original. Nothing is trained on then.
+    """
+    if run.folder.removed.exists():
+        run.say("search     done before: plan.json, verification.json")
+    else:
+        graph = trace(dense, run.proof_inputs())
+        removal = _search(run, dense, graph)
+        removal.plan.save(run.folder.plan)
+        atomic_write_json(run.folder.verification, _describe(removal.verifications))
+        removal.check()
+        worst = max(verification.max_relative_error for verification in removal.verifications)
+        run.say(f"verify     the removal is right: largest relative error {worst:.1e} in float64")
+        save(removal.model, run.folder.removed, plan=removal.plan, **run.identity)
+    run.folder.drop_checkpoint("search")
+    run.folder.drop_checkpoint("round-")
+    return load(run.folder.removed)
+
+
+def budget(run: Run) -> Budget:
+    """Return the user's budget."""
+    return Budget(**run.config.budgets)
+
+
+def choice(run: Run, reserve: int) -> Choice:
+    """Return how the user wants channels chosen; `reserve` is what the file takes beside its tensors."""
+    config = run.config
+    needs_images = config.criterion_options.get("degree") == "activation"
+    return Choice(
+        criterion=config.criterion_name,
+        options=config.criterion_options,
+        scope=config.scope,
+        min_channels=config.min_channels,
+        round_to=config.round_to,
+        header_bytes=reserve,
+        seed=config.seed,
+        calibration=run.calibration() if needs_images else None,
+    )
+
+
+def rounds_epochs(epochs: int, rounds: int) -> tuple[int, int]:
+    """Share the fine-tuning of an iterative schedule: (epochs after each round but the last, after the last).
+
+    The last network gets half of them or more, since nothing repairs what is lost there.
+    """
+    between = math.ceil(epochs / 2 / max(1, rounds - 1)) if rounds > 1 and epochs else 0
+    between = min(between, epochs // rounds)
+    return between, epochs - between * (rounds - 1)
+
+
+def _search(run: Run, dense: nn.Module, graph: ChannelGraph) -> Removal:
+    settings = choice(run, header_bytes(dense, graph, **run.identity))
+    inputs = run.proof_inputs()
+    if run.config.method == "layer-fusion":
+        return _search_dynamically(run, dense, graph, settings)
+    if run.config.schedule == "one-shot":
+        run.say(f"search     {run.config.criterion_name}, one shot")
+        return one_shot(dense, graph, budget(run), settings, inputs)
+    epochs, _ = rounds_epochs(run.config.finetune_epochs, run.config.rounds)
+
+    def between(model: nn.Module, number: int) -> nn.Module:
+        run.say(f"search     round {number} of {run.config.rounds} removed; training for {epochs} epochs")
+        if epochs:
+            run.train(model, recipes.finetune(run, epochs), f"round-{number}", offset=epochs * (number - 1))
+        return model.eval()
+
+    run.say(f"search     {run.config.criterion_name}, {run.config.rounds} rounds")
+    return iterative(dense, budget(run), settings, inputs, rounds=run.config.rounds, between=between)
+
+
+def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice) -> Removal:
+    epochs = run.config.search_epochs
+    hook = DynamicSearch(
+        graph,
+        predict_cost(graph, graph.keep_all(), header_bytes=settings.header_bytes),
+        budget(run),
+        settings,
+        ramp_epochs=max(1, round(_RAMP_SHARE * epochs)),
+    )
+    run.say(f"search     {run.config.criterion_name}, dynamic, for {epochs} epochs at most")
+    run.train(dense, recipes.search(run), "search", hook)
+    return carry_out(dense, graph, hook.final_plan(dense), run.proof_inputs())
+
+
+def _describe(verifications: tuple[Verification, ...]) -> dict[str, Any]:
+    """Describe the last removal, and every round's where there were several; NaN becomes null, JSON having none."""
+    rounds = [dataclasses.asdict(verification) for verification in verifications]
+    for described in rounds:
+        if not math.isfinite(described["max_relative_error"]):
+            described["max_relative_error"] = None
+    passed = all(verification.passed for verification in verifications)
+    return rounds[-1] | {"passed": passed} | ({"rounds": rounds} if len(rounds) > 1 else {})
+
+
+def plan_of(run: Run) -> PruningPlan:
+    """Read the plan that the search left."""
+    return PruningPlan.from_json(run.folder.plan)
