@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,26 @@ def test_an_unreachable_unit_is_refused_before_anything_runs() -> None:
     result = prunus_command("compress", "--model", "resnet20", "--data", "digits", "--size", "0.64 Megabananas")
     assert result.exit_code == 2
     assert "--size" in plain(result.stderr)
+
+
+def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "prunus", "compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "1000", "--threads", "1", "--out", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.rstrip().endswith(STOPPED)
+    assert "Traceback" not in errors
+    assert list((run / "checkpoints").glob("dense*.safetensors"))
