@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,24 @@ def special(name: str, kind: bytes, target: str = "") -> Callable[[tarfile.TarFi
     return lambda archive: archive.addfile(info)
 
 
+def sparse(archive: tarfile.TarFile) -> None:
+    """A file of 4 bytes that says it has 600, the rest being a hole."""
+    info = tarfile.TarInfo("train/ant/z.png")
+    info.size = 4
+    info.pax_headers = {"GNU.sparse.size": "600", "GNU.sparse.map": "0,4"}
+    archive.addfile(info, BytesIO(b"abcd"))
+
+
 def named(name: str) -> Callable[[tarfile.TarFile], None]:
     return lambda archive: add_tar_file(archive, name, picture(0))
 
 
 HOSTILE_TARS = {
-    "symbolic link": (special("train/ant/z.png", tarfile.SYMTYPE, "/etc/passwd"), "a link or device"),
-    "hard link": (special("train/ant/z.png", tarfile.LNKTYPE, "train/ant/0.png"), "a link or device"),
-    "device": (special("train/ant/z.png", tarfile.CHRTYPE), "a link or device"),
-    "fifo": (special("train/ant/z.png", tarfile.FIFOTYPE), "a link or device"),
+    "symbolic link": (special("train/ant/z.png", tarfile.SYMTYPE, "/etc/passwd"), "a link, device or sparse file"),
+    "hard link": (special("train/ant/z.png", tarfile.LNKTYPE, "train/ant/0.png"), "a link, device or sparse file"),
+    "device": (special("train/ant/z.png", tarfile.CHRTYPE), "a link, device or sparse file"),
+    "fifo": (special("train/ant/z.png", tarfile.FIFOTYPE), "a link, device or sparse file"),
+    "sparse file": (sparse, "a link, device or sparse file"),
     "absolute": (named("/train/ant/z.png"), "leads outside"),
     "parent": (named("train/../../z.png"), "leads outside"),
     "drive": (named("C:train/ant/z.png"), "leads outside"),
@@ -73,7 +83,7 @@ def test_a_zip_with_a_link_is_refused(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("train/ant/z.png")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match=r"'train/ant/z\.png', a link or device"):
+    with pytest.raises(DataError, match=r"'train/ant/z\.png', a link, device or sparse file"):
         load_data(source, cache_dir=tmp_path / "cache")
 
 

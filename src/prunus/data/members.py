@@ -96,11 +96,10 @@ def _one_error(path: Path) -> Iterator[None]:
         ) from error
 
 
-class _Forward:
-    """A file that can only be read forwards, a bounded number of bytes at a time.
+class _Bounded:
+    """A file of which a bounded number of bytes can be read at a time, and the last that were read are known.
 
-    tarfile trusts the sizes in an archive: a header of a few bytes can ask for gigabytes at once or, through a negative
-    size, for the same block for ever.
+    tarfile trusts the sizes in an archive: a header of a few bytes can ask for gigabytes at once.
     """
 
     def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile) -> None:
@@ -119,23 +118,21 @@ class _Forward:
         return self.file.tell()
 
     def seek(self, position: int) -> int:
-        if position < self.file.tell():
-            raise DataError(f"{self.path} has a header that points backwards: damaged or hostile, not read further")
         return self.file.seek(position)
 
 
 def _tar_members(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[Member]:
-    forward = _Forward(path, file)
-    with tarfile.open(fileobj=forward, mode="r:") as archive:  # type: ignore[call-overload]
+    bounded = _Bounded(path, file)
+    with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
         while (info := archive.next()) is not None:
             archive.members = []  # else it keeps every header, hundreds of bytes for each file
             if info.isdir():
                 continue
             if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
                 raise _not_plain(path, info.name)
-            yield _member(path, info.name, info.size, partial(_read_tar, archive, forward, info))
+            yield _member(path, info.name, info.size, partial(_read_tar, archive, bounded, info))
     # tarfile takes a damaged header for the end of the archive. The end that was meant is a block of zeros.
-    if forward.last != _ZEROS:
+    if bounded.last != _ZEROS:
         raise DataError(f"{path} is damaged or cut short: it stops without the mark of a tar archive's end")
     tail = 0
     while piece := file.read(2**20):  # up to the checksum at the end of a compressed file
@@ -144,15 +141,15 @@ def _tar_members(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[Member
             raise DataError(f"{path} goes on for more than {_MAX_TAIL_BYTES} bytes after its end: damaged or hostile")
 
 
-def _read_tar(archive: tarfile.TarFile, forward: _Forward, info: tarfile.TarInfo) -> bytes:
-    forward.limit = info.size  # at most MAX_FILE_BYTES: _member has seen to it
-    with _one_error(forward.path):
+def _read_tar(archive: tarfile.TarFile, bounded: _Bounded, info: tarfile.TarInfo) -> bytes:
+    bounded.limit = info.size  # at most MAX_FILE_BYTES: _member has seen to it
+    with _one_error(bounded.path):
         file = archive.extractfile(info)
         if file is None:
-            raise _not_plain(forward.path, info.name)
+            raise _not_plain(bounded.path, info.name)
         with file:
             content = file.read()
-    forward.limit = _MAX_HEADER_BYTES
+    bounded.limit = _MAX_HEADER_BYTES
     return content
 
 
@@ -177,7 +174,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> by
 
 def _not_plain(path: Path, name: str) -> DataError:
     return DataError(
-        f"{path} holds '{shown(name)}', a link or device, which is not followed; "
+        f"{path} holds '{shown(name)}', a link, device or sparse file, which is not read; "
         "pack the archive again with plain files only (tar --dereference --hard-dereference)"
     )
 
