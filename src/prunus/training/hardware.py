@@ -34,7 +34,7 @@ def choose_compute(model: nn.Module, precision: Precision, device: torch.device,
 
     Measured with torch 2.13 on two Zen 4 cores (avx512_bf16), ResNet-20, batches of 128, ms a training step, fastest of
     16: float32 273, float32 channels_last 213, bfloat16 147, bfloat16 channels_last 128. A CPU without instructions
-    for bfloat16 emulates it, slowly. MobileNetV2 gains by both as well (32 images, one core, ms in that order: 2122, 1256,
+    for bfloat16 emulates it, slowly. MobileNetV2 gains as well (32 images, one core, ms in that order: 2122, 1256,
     1452, 1032), but ShuffleNetV2 loses by bfloat16 (446, 380, 510, 503); "float32" is for such a network.
     """
     bfloat16 = precision == "bfloat16" or (precision == "auto" and _fast_bfloat16(device))
