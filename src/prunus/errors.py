@@ -13,7 +13,7 @@ PrunusError
 ├── FileFormatError      a file is truncated, corrupt or not what it should be
 └── RunError             a run folder is in use, or belongs to another run
 
-Every message says what went wrong, where, why, and what to type instead. The command line prints it and exits with code 2.
+Every message says what went wrong, where, why, and what to type instead. The command line prints it and exits with 2.
 """
 
 
