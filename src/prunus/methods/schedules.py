@@ -83,6 +83,7 @@ def iterative(
     """
     graph = trace(model, inputs)
     dense = predict_cost(graph, graph.keep_all(), header_bytes=choice.header_bytes)
+    choice.plan(model, graph, budget)  # out of reach? better said before the first round than after the last
     total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs)
     for number in range(2, rounds + 1):
         total.check()

@@ -84,8 +84,7 @@ def rounds_epochs(epochs: int, rounds: int) -> tuple[int, int]:
 
     The last network gets half of them or more, since nothing repairs what is lost there.
     """
-    between = math.ceil(epochs / 2 / max(1, rounds - 1)) if rounds > 1 and epochs else 0
-    between = min(between, epochs // rounds)
+    between = epochs // 2 // (rounds - 1) if rounds > 1 else 0
     return between, epochs - between * (rounds - 1)
 
 
