@@ -163,6 +163,8 @@ def open_run(config: RunConfig, environment: Mapping[str, Any], *, fresh: bool =
         else:
             _refuse_strays(folder)
             atomic_write_text(folder.config, config.to_yaml())
+        if not folder.metrics.exists():
+            atomic_write_text(folder.metrics, "")  # a run from a checkpoint may have no epoch at all
         if not folder.summary.exists():
             atomic_write_json(folder.environment, dict(environment))
         yield folder
