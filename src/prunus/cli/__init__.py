@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -80,4 +81,6 @@ def compress(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line: what the `prunus` script calls."""
+    # Before torch is imported: threads that spin while they wait for one another make a busy machine ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="prunus")
