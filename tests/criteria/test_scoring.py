@@ -58,16 +58,15 @@ def test_layers_are_made_to_compare(normalize: str | None, expected: list[float]
     assert found["conv1"].dtype == torch.float64
 
 
-def test_defaults_of_the_criteria_that_compare_as_they_are() -> None:
+def test_defaults() -> None:
     model, graph = randomise(Row()), row_graph()
     scale = score(model, graph, lambda layer: torch.full((len(layer.weight),), 3.0), normalize="none")
     assert scale["conv1"].tolist() == [3] * 6
+    raw = {layer.name: CRITERIA["channel_sparsity"](v, lam=0.0, t=0.5) for layer, v in read_layers(model, graph)}
+    expected = {name: values / values.mean() for name, values in raw.items()}
     sparsity = score(model, graph, "channel_sparsity", lam=0.0, t=0.5)
-    expected = [CRITERIA["channel_sparsity"](v, lam=0.0, t=0.5) for _, v in read_layers(model, graph)]
-    torch.testing.assert_close(sparsity["conv1"], (expected[0] + expected[1]) / 2)  # the depthwise one goes with it
-    torch.testing.assert_close(sparsity["conv2"], expected[2])
-    normed = score(model, graph, "l2_norm")
-    assert normed["conv2"].mean().item() == pytest.approx(1)
+    torch.testing.assert_close(sparsity["conv1"], (expected["conv1"] + expected["depth"]) / 2)  # depthwise goes with it
+    torch.testing.assert_close(sparsity["conv2"], expected["conv2"])
 
 
 def test_random_draws_evenly_however_many_members_a_channel_has() -> None:
@@ -144,7 +143,7 @@ def test_activation_degree_measures_zeros_on_the_calibration_images() -> None:
     with torch.no_grad():
         model.bn1.bias[:2] = torch.tensor([-100.0, 100.0])
     images = torch.randn(8, 3, SIDE, SIDE)
-    options = {"degree": "activation", "lam": 0.0}
+    options = {"degree": "activation", "lam": 0.0, "normalize": "none"}
     found = score(model, row_graph(), "channel_sparsity", calibration=images, **options)["conv1"]
     assert found[:2].tolist() == [0, 1]
     assert ((found[2:] > 0.2) & (found[2:] < 0.8)).all()
@@ -157,7 +156,8 @@ def test_a_channel_without_non_linearity_counts_as_never_zero() -> None:
     model, images = Concat(), torch.randn(4, 3, SIDE, SIDE)
     values = {layer.name: v.zero_fraction for layer, v in read_layers(model, concat_graph(), images)}
     assert values["left"] is not None and all(math.isnan(v) for v in values["left"].tolist())
-    found = score(model, concat_graph(), "channel_sparsity", degree="activation", lam=0.0, calibration=images)
+    options = {"degree": "activation", "lam": 0.0, "normalize": "none"}
+    found = score(model, concat_graph(), "channel_sparsity", calibration=images, **options)
     assert found["left"].tolist() == [1, 1, 1]
     assert not torch.equal(found["join"], torch.ones(4))
 

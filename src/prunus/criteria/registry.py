@@ -31,10 +31,11 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "random": random,
 }
 
-NORMALIZE: dict[str, Normalize] = {"channel_sparsity": "none", "bn_scale": "none", "random": "none"}
-"""How scores compare across layers unless the caller says so; ``"mean"``, for norms, where a name is not here.
+NORMALIZE: dict[str, Normalize] = {"random": "none"}
+"""How scores compare across layers unless the caller says so; ``"mean"`` where a name is not here.
 
-An index in [0, 1] compares as it is; so do the scales of BatchNorm, which is how Network Slimming ranks them.
+Also for the sparsity index, though it lies in [0, 1]: shares of zeros after ReLU differ from layer to layer more than
+from channel to channel, and ranked as they are they empty whole layers. For the weight degree it makes no difference.
 """
 
 REDUCE: dict[str, Reduce] = {"random": "first"}

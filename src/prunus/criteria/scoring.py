@@ -40,8 +40,7 @@ def score(
             depthwise one behind it) join: ``"mean"``, ``"max"``, ``"min"``, ``"sum"`` or ``"first"``. By default the
             mean, and for the criterion random the first.
         normalize: what a layer's scores are divided by, so that layers compare: ``"mean"`` or ``"max"`` of the layer,
-            or ``"none"``. By default the mean for norms and for your own functions, none for channel_sparsity, bn_scale
-            and random, which compare as they are.
+            or ``"none"``. By default the mean, and for the criterion random none.
         calibration: images to measure activations on, (N, C, H, W) as the model takes them, or an iterable of batches.
         seed: for criteria with an option of that name.
         **options: the criterion's own, such as ``degree="hoyer"``.
