@@ -195,6 +195,14 @@ def test_an_unreachable_budget_is_said_before_any_training(tmp_path: Path) -> No
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == ""
 
 
+def test_a_wrong_criterion_is_said_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'l1_norm'"):
+        compress(tmp_path / "a", criterion="l1_nrom")
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == ""
+    compress(tmp_path / "a", criterion="l1_norm", epochs=1)  # nothing to lose yet: the corrected command just runs
+    assert "criterion: l1_norm" in (tmp_path / "a" / "config.yaml").read_text()
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--device cuda:77"):
         compress(tmp_path / "a", device="cuda:77")

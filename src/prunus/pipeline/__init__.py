@@ -17,7 +17,7 @@ from prunus.pipeline.environment import describe_environment
 from prunus.pipeline.finish import obtain_finetuned, write_summary
 from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
-from prunus.pipeline.search import check_budget, obtain_removed
+from prunus.pipeline.search import obtain_removed, rehearse
 from prunus.report import write_report
 
 __all__ = ["DEMO", "RunFolder", "compress", "demo"]
@@ -71,7 +71,7 @@ def demo(out: Path | str, console: Console | None = None, *, seed: int = 0, fres
 def _carry_out(config: RunConfig, folder: RunFolder, device: torch.device, console: Console) -> None:
     run = prepare(config, folder, device, console)
     if not folder.dense.exists():
-        check_budget(run)
+        rehearse(run)
     dense = obtain_dense(run)
     small = obtain_removed(run, dense)
     small = obtain_finetuned(run, small)

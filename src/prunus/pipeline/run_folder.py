@@ -94,6 +94,10 @@ class RunFolder:
         )
         return (*own, *sorted(self.checkpoints.glob("*.safetensors")))
 
+    def has_results(self) -> bool:
+        """Say whether there is anything to go on from, and to lose: an epoch or a network."""
+        return self.dense.exists() or bool(self.read_metrics()) or any(self.checkpoints.glob("*.safetensors"))
+
     def drop_checkpoint(self, stage: str) -> None:
         """Delete the unfinished epochs of a stage that is finished."""
         for file in self.checkpoints.glob(f"{stage}.ckpt*.safetensors"):
@@ -159,7 +163,7 @@ def open_run(config: RunConfig, environment: Mapping[str, Any], *, fresh: bool =
             for file in folder.files():
                 file.unlink(missing_ok=True)
         if folder.config.exists():
-            _refuse_another(folder, config)
+            _agree(folder, config)
         else:
             _refuse_strays(folder)
             atomic_write_text(folder.config, config.to_yaml())
@@ -170,7 +174,8 @@ def open_run(config: RunConfig, environment: Mapping[str, Any], *, fresh: bool =
         yield folder
 
 
-def _refuse_another(folder: RunFolder, config: RunConfig) -> None:
+def _agree(folder: RunFolder, config: RunConfig) -> None:
+    """Refuse to go on with another run's folder."""
     try:
         found = load_config(folder.config)
     except (ConfigError, FileFormatError) as error:
@@ -179,7 +184,9 @@ def _refuse_another(folder: RunFolder, config: RunConfig) -> None:
             f"Choose another folder with --out, or start over with --fresh."
         ) from error
     differences = config.differences(found)
-    if differences:
+    if differences and not folder.has_results():
+        atomic_write_text(folder.config, config.to_yaml())  # the first try ended with an error, and this is the second
+    elif differences:
         lines = "\n".join(f"  - {line}" for line in differences)
         raise RunError(
             f"the run folder {folder.path} belongs to a run with other settings:\n{lines}\n"

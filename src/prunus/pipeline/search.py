@@ -23,13 +23,16 @@ from prunus.verify import Verification
 _RAMP_SHARE = 0.6  # of the search epochs, until the whole target is reached; the rest lets the structure settle
 
 
-def check_budget(run: Run) -> None:
-    """Raise a BudgetError now, rather than after hours of training, where the budget cannot be reached."""
+def rehearse(run: Run) -> None:
+    """Choose channels of the untrained network, so that what cannot work is said now and not after hours of training.
+
+    Raises:
+        BudgetError: the budget cannot be reached, which does not depend on the weights.
+        ConfigError: the criterion, or an option of it, is none that there is.
+    """
     model = run.build()
     graph = trace(model, run.proof_inputs())
-    reserve = header_bytes(model, graph, **run.identity)
-    floor = dataclasses.replace(choice(run, reserve), criterion="random", options={}, calibration=None)
-    plan = floor.plan(model, graph, budget(run))
+    plan = choice(run, header_bytes(model, graph, **run.identity)).plan(model, graph, budget(run))
     for note in plan.notes:
         run.say(f"note       {note}")
 
