@@ -81,6 +81,19 @@ def test_ignored_layers_keep_their_shape(model: nn.Module) -> None:
         prunus.prune(model, X, pruning_ratio=0.5, ignore=["stem.8"])
 
 
+def test_a_shared_parameter_is_one() -> None:
+    class Tied(Mine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body[2].weight = self.body[0].weight
+
+    result = prunus.prune(Tied(), X, budget=prunus.Budget(params=0.5))
+    small = count_cost(result.model, X)
+    assert small == predict_cost(result.graph, result.plan.keep_array(result.graph))
+    assert small.params == sum(parameter.numel() for parameter in result.model.parameters())
+    assert result.model.body[2].weight is result.model.body[0].weight
+
+
 def test_clear_refusals(model: nn.Module) -> None:
     with pytest.raises(ConfigError, match="give one of budget"):
         prunus.prune(model, X)

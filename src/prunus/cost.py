@@ -83,7 +83,7 @@ def count_cost(model: nn.Module, example_inputs: Inputs, *, header_bytes: int = 
         for module, mode in modes.items():
             module.training = mode
     return Cost(
-        params=sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False)),
+        params=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.get_total_flops() // (2 * len(tensors[0])),
         size_bytes=header_bytes + sum(t.numel() * t.element_size() for t in model.state_dict().values()),
     )

@@ -25,7 +25,8 @@ class LabelledTensor:
 
     Every field has as many axes as the tensor and broadcasts to its shape. A plain weight has one field along C_out and
     one along C_in; a grouped convolution's input field varies along both axes, since each group sees other channels.
-    An element stays if all its fields' channels stay. `is_saved` is False for a buffer outside the state dict.
+    An element stays if all its fields' channels stay. `is_parameter` is False for a buffer, and for a further name of a
+    shared parameter; `is_saved` for a buffer outside the state dict.
     """
 
     name: str

@@ -47,7 +47,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         trained = Findings(batch=2 * _batch(args), sizes=evaluated.sizes)
         _run(model, tensors, [_to_meta(arg, copies=2) for arg in args], tape, trained, training=True)
     saved = frozenset(model.state_dict(keep_vars=True))
-    return assemble(tape, evaluated, tensors, saved, frozenset(name for name, _ in _parameters(model)))
+    return assemble(tape, evaluated, tensors, saved, frozenset(name for name, _ in model.named_parameters()))
 
 
 def as_arguments(example_inputs: Inputs) -> tuple[Any, ...]:
