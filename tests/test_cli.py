@@ -177,6 +177,7 @@ def test_an_unreachable_unit_is_refused_before_anything_runs() -> None:
 
 def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    metrics = run / "metrics.jsonl"
     command = [sys.executable, "-m", "prunus", "compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5"]
     process = subprocess.Popen(
         [*command, "--epochs", "1000", "--threads", "1", "--out", str(run)],
@@ -186,7 +187,8 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 120
-        while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        while not (metrics.exists() and metrics.read_text()) and process.poll() is None:
+            assert time.monotonic() < deadline, "no epoch in two minutes"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
