@@ -149,3 +149,8 @@ def test_a_changed_pickle_is_data_or_a_data_error(data: st.DataObject) -> None:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with suppress(DataError):
         read_plain_pickle(bytes(content))
+
+
+def test_an_odd_escape_in_a_string_is_no_warning() -> None:
+    """The standard library warns of it; a user's data set is not code that could be mended."""
+    assert read_plain_pickle(b"S'a\\qb'\n.") in (b"a\\qb", "a\\qb")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -82,13 +83,15 @@ def read_plain_pickle(content: bytes) -> object:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "STOP":
-                return machine.pop(1)[0]
-            step = _STEPS.get(opcode.name)
-            if step is None:
-                raise _Refused(f"the instruction {opcode.name} is not one that plain data needs")
-            step(machine, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickletools, about odd escapes in a string: such bytes are data here
+            for opcode, argument, _ in pickletools.genops(content):
+                if opcode.name == "STOP":
+                    return machine.pop(1)[0]
+                step = _STEPS.get(opcode.name)
+                if step is None:
+                    raise _Refused(f"the instruction {opcode.name} is not one that plain data needs")
+                step(machine, argument)
     except _Refused as error:
         raise DataError(f"a pickle that is not plain data: {error}") from error
     except (ValueError, OverflowError) as error:  # what genops raises on bytes that are no pickle
