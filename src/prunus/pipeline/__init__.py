@@ -12,6 +12,7 @@ from rich.console import Console
 
 from prunus.config import RunConfig
 from prunus.deploy import load
+from prunus.errors import FileFormatError
 from prunus.pipeline.dense import obtain_dense
 from prunus.pipeline.environment import describe_environment
 from prunus.pipeline.finish import obtain_finetuned, write_summary
@@ -72,7 +73,22 @@ def _carry_out(config: RunConfig, folder: RunFolder, device: torch.device, conso
     run = prepare(config, folder, device, console)
     if not folder.dense.exists():
         rehearse(run)
-    dense = obtain_dense(run)
-    small = obtain_removed(run, dense)
-    small = obtain_finetuned(run, small)
-    write_summary(run, load(folder.dense), small)  # as it was before a search trained on
+    try:
+        dense = obtain_dense(run)
+        small = obtain_removed(run, dense)
+        small = obtain_finetuned(run, small)
+        write_summary(run, load(folder.dense), small)  # as it was before a search trained on
+    except FileFormatError as error:
+        raise _with_a_way_on(error, folder) from error
+
+
+def _with_a_way_on(error: FileFormatError, folder: RunFolder) -> FileFormatError:
+    """Say what to type where a file that an earlier stage left in the run folder is damaged."""
+    text = str(error)
+    if str(folder.path) not in text or "elete" in text:
+        return error
+    start = "to start over, type the command with --fresh"
+    if str(folder.dense) in text or str(folder.metrics) in text:
+        return FileFormatError(f"{text}. It cannot be mended: {start}")
+    stages = f"delete {folder.plan}, {folder.model} and {folder.checkpoints}"
+    return FileFormatError(f"{text}. To do again what comes after the dense training, {stages}; {start}")
