@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus.errors import ModelError
-from prunus.graph.channels import ChannelGraph, Ids, Keep
+from prunus.graph.channels import ChannelGraph, Ids, Keep, running_axis
 from prunus.graph.trace import Inputs, as_arguments
 
 Counts = npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ class CostTable:
             shape: list[int | None] = list(tensor.shape)
             widths: dict[int, int] = {}
             for field in tensor.fields:
-                axis = _running_axis(field)
+                axis = running_axis(field)
                 widths[axis] = self._width(field, field.size // field.shape[axis], rows, divisors, graph.channel_count)
                 shape[axis] = None
             numel = prod(length for length in shape if length is not None)
@@ -145,11 +145,6 @@ class CostTable:
             rows.append(counts.astype(np.int64))
             divisors.append(divisor)
         return self._numbers[key]
-
-
-def _running_axis(field: Ids) -> int:
-    """Return the axis that a field's channels run along: the last that varies, as in `LabelledTensor.kept_shape`."""
-    return max((axis for axis, length in enumerate(field.shape) if length > 1), default=0)
 
 
 def format_count(count: int, *, up: bool = False) -> str:

@@ -50,15 +50,15 @@ class LabelledTensor:
         """
         shape = list(self.shape)
         for field in self.fields:
-            axis = max(a for a, n in enumerate(field.shape) if n > 1 or a == _last_axis(field))
+            axis = running_axis(field)
             rows = field.size // field.shape[axis]
             shape[axis] = int(keep[field].sum()) // rows
         return tuple(shape)
 
 
-def _last_axis(field: Ids) -> int:
-    varying = [axis for axis, n in enumerate(field.shape) if n > 1]
-    return varying[-1] if varying else 0
+def running_axis(field: Ids) -> int:
+    """Return the axis that a field's channels run along: the last on which it varies."""
+    return max((axis for axis, length in enumerate(field.shape) if length > 1), default=0)
 
 
 @dataclass(frozen=True)
