@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.silenced import random_keep, randomise, worst_difference
 from torch import nn
 
+from prunus.cost import count_cost, predict_cost
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
 from prunus.models.registry import MODELS, build_model
@@ -39,6 +40,7 @@ def test_pruned_equals_silenced(name: str, seed: int) -> None:
     pruned = remove(model, graph, plan)
     result = verify(model, pruned, graph, plan, x)
     assert result.passed, result
+    assert predict_cost(graph, plan.keep_array(graph)) == count_cost(pruned, x)
     for training in (False, True):
         assert worst_difference(model, pruned, graph, plan, x, training=training) <= 1e-10
 
