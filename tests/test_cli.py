@@ -178,22 +178,21 @@ def test_an_unreachable_unit_is_refused_before_anything_runs() -> None:
 def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     metrics = run / "metrics.jsonl"
-    command = [sys.executable, "-m", "prunus", "compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5"]
-    process = subprocess.Popen(
-        [*command, "--epochs", "1000", "--threads", "1", "--out", str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.read_text()) and process.poll() is None:
-            assert time.monotonic() < deadline, "no epoch in two minutes"
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    # Where the tests run in the background, a shell has them ignore Ctrl-C, and what they start inherits that.
+    program = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "runpy.run_module('prunus', run_name='__main__')"
+    command = [sys.executable, "-c", program, "compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5"]
+    command += ["--epochs", "1000", "--threads", "1", "--out", str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not (metrics.exists() and metrics.read_text()) and process.poll() is None:
+                assert time.monotonic() < deadline, "no epoch in two minutes"
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, errors
     assert errors.rstrip().endswith(STOPPED)
     assert "Traceback" not in errors
