@@ -82,7 +82,7 @@ def compress(context: typer.Context) -> None:
 def main() -> None:
     """Run the command line: what the `prunus` script calls."""
     # Before torch is imported: its threads spin while they wait for one another, by default for so long that two of
-    # them on a busy two-core machine took 386 s for an epoch of ResNet-20. With this it took 131 s there, and 64 instead
+    # them on a busy two-core machine took 386 s for an epoch of ResNet-20. With this it took 131 s there and 64 instead
     # of 59 s on an idle one; with OMP_WAIT_POLICY=PASSIVE 177 and 77 s.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
