@@ -259,22 +259,39 @@ def test_a_mode_that_only_training_has_is_joined() -> None:
     assert [tuple(out.shape) for out in pruned(x)] == [(2, 5), (2, 5)]
 
 
-def test_every_rule_is_exercised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rule stands untested: each is called for labels by some network above."""
-    seen: set[str] = set()
+def said(name: str) -> object:
+    """Everything that a trace says about a network above."""
+    build = (EXACT | KEPT)[name][0]
+    graph = trace(build(), torch.randn(2, 3, 8, 8))
+    groups = [(group.name, group.channels.tolist(), group.tensors) for group in graph.groups]
+    return groups, graph.frozen, graph.contractions, [layer.norm for layer in graph.layers]
+
+
+def test_deleting_any_rule_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rule is idle: without it, some network above that calls it reads differently."""
+    callers: dict[Any, set[str]] = {packet: set() for packet in RULES}
+    current = ""
 
     def noted(packet: Any, original: Rule) -> Rule:
         def call(tape: Tape, findings: Findings, call: Call) -> None:
-            seen.add(str(packet))
+            callers[packet].add(current)
             original(tape, findings, call)
 
         return call
 
-    for packet, original in list(RULES.items()):
-        monkeypatch.setitem(RULES, packet, noted(packet, original))
-    for build, _ in [*EXACT.values(), *KEPT.values()]:
-        trace(build(), torch.randn(2, 3, 8, 8))
-    assert {str(packet) for packet in RULES} - seen == set()
+    with monkeypatch.context() as patch:
+        for packet, original in list(RULES.items()):
+            patch.setitem(RULES, packet, noted(packet, original))
+        expected = {}
+        for current in EXACT | KEPT:  # `noted` reads it
+            expected[current] = said(current)
+    idle = []
+    for packet in list(RULES):
+        with monkeypatch.context() as patch:
+            patch.delitem(RULES, packet)
+            if all(said(name) == expected[name] for name in sorted(callers[packet])):
+                idle.append(str(packet))
+    assert idle == []
 
 
 def test_an_operation_gets_one_rule() -> None:
