@@ -334,3 +334,22 @@ def test_sizes_travel_as_plain_data() -> None:
     ):
         with pytest.raises(SurgeryError):
             apply_attributes(model, bad)
+
+
+def test_training_mode_counts_without_any_module_that_knows_it() -> None:
+    """A head that only `self.training` switches on is seen also where there is neither BatchNorm nor Dropout."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head, self.aux = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = self.first(x).mean((2, 3))
+            return (self.head(y), self.aux(y)) if self.training else (self.head(y),)
+
+    model, x = Plain(), torch.randn(2, 3, 8, 8)
+    graph = trace(model, x)
+    assert ("aux.weight", 1) in graph.group("first").tensors
+    pruned = remove(model, graph, half_plan(graph)).train()
+    assert [tuple(out.shape) for out in pruned(x)] == [(2, 5), (2, 5)]

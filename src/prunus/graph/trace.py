@@ -43,9 +43,9 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         tape.label_tensor(name, tensor)
     evaluated = Findings(batch=_batch(args))
     _run(model, tensors, [_to_meta(arg) for arg in args], tape, evaluated, training=False)
-    if any(isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        trained = Findings(batch=2 * _batch(args), sizes=evaluated.sizes)
-        _run(model, tensors, [_to_meta(arg, copies=2) for arg in args], tape, trained, training=True)
+    # Twice the batch: BatchNorm refuses to train on one value a channel.
+    trained = Findings(batch=2 * _batch(args), sizes=evaluated.sizes)
+    _run(model, tensors, [_to_meta(arg, copies=2) for arg in args], tape, trained, training=True)
     saved = frozenset(model.state_dict(keep_vars=True))
     return assemble(tape, evaluated, tensors, saved, frozenset(name for name, _ in model.named_parameters()))
 
