@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from prunus.verify import Verification, verify
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What `prune` returns: the smaller network, what was removed, the proof, and the original's channel graph."""
+    """What `prune` returns: the smaller network, what was removed, the proof, and the original's channel graph.
+
+    `seconds` says how long the stages took: ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"``, ``"verify"``.
+    """
 
     model: nn.Module
     plan: PruningPlan
     verification: Verification
     graph: ChannelGraph
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def prune(

@@ -52,6 +52,37 @@ def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modul
     return pruned
 
 
+class Selection:
+    """Which elements of one state-dict tensor stay, and in which order."""
+
+    def __init__(self, labelled: LabelledTensor, keep: Keep) -> None:
+        self._labelled = labelled
+        self._keep = keep
+        self.shape = labelled.kept_shape(keep)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return what stays of a tensor of the original's shape: the weight, its gradient or its momentum."""
+        mask = torch.from_numpy(self._labelled.keep_mask(self._keep)).to(tensor.device).expand(tensor.shape)
+        return tensor.detach()[mask].reshape(self.shape)
+
+
+def selections(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> dict[str, Selection]:
+    """Return, by state-dict name, which elements of every parameter and buffer `remove` keeps.
+
+    Args:
+        model: the network that `graph` was traced from; it is only looked at.
+        graph: its channel graph.
+        plan: which channels of each group stay.
+
+    Raises:
+        PlanError: the plan does not fit the graph.
+        SurgeryError: the graph does not fit the model.
+    """
+    keep = plan.keep_array(graph)
+    _check_shapes(model, graph)
+    return {name: Selection(labelled, keep) for name, labelled in graph.tensors.items()}
+
+
 def module_attributes(model: nn.Module) -> Attributes:
     """Return the sizes that surgery may have changed, by module and attribute, as plain data for a file."""
     found: Attributes = {}

@@ -23,7 +23,8 @@ class Verification:
     """What the comparison found.
 
     `max_relative_error` is max |pruned − silenced| / max |silenced| over all outputs; NaN if the pruned network did not
-    run. `failure` says why it did not pass.
+    run. `failure` says why it did not pass. `mixing` names the operations, such as ``"aten.native_layer_norm"``, that take
+    statistics over channels: the reference computes those over the kept channels alone.
     """
 
     passed: bool
@@ -33,6 +34,7 @@ class Verification:
     samples: int
     outputs: int
     failure: str = ""
+    mixing: tuple[str, ...] = ()
 
 
 def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:

@@ -133,11 +133,17 @@ class Activation:
 
 @dataclass(frozen=True)
 class Freeze:
-    """Why `channels` coupled channels that run along `tensor` are kept whole."""
+    """Why `channels` coupled channels that run along `tensor` are kept whole.
+
+    `op` is the operation that asked for it (``"aten.cumsum"``) and `where` the line of the user's code that called it
+    (``"models/net.py:41, in forward"``), as far as they are known.
+    """
 
     tensor: str
     reason: str
     channels: int
+    op: str = ""
+    where: str = ""
 
 
 @dataclass(frozen=True)
