@@ -33,15 +33,17 @@ ALLOWED: dict[str, set[str]] = {
     "allocation": SCORED | {"plan", "ladders"},
     "surgery": PLANNED,
     "verify": PLANNED,
+    "migration": PLANNED | {"surgery"},
     "api": CUT,
     "models": BASE,
+    "checking": PRUNED | {"models"},  # prunes networks by name, one row each
     "data": BASE,
     "training": BASE,  # knows nothing of pruning
     "report": BASE,  # reads files only
     "deploy": CUT | {"models"},
     "methods": PRUNED | {"training"},
     "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods"},
-    "cli": BASE | {"config", "pipeline", "report"},
+    "cli": BASE | {"config", "pipeline", "report", "checking", "models"},
     "__main__": {"cli"},
 }
 

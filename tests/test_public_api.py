@@ -18,6 +18,7 @@ EXPECTED = {
     "allocate",
     "build_model",
     "load",
+    "migrate_optimizer",
     "prune",
     "remove",
     "save",

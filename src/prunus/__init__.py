@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from prunus.graph.channels import ChannelGraph
     from prunus.graph.trace import trace
+    from prunus.migration import migrate_optimizer
     from prunus.models import MODELS, build_model
     from prunus.plan import PruningPlan
     from prunus.surgery import remove
@@ -72,6 +73,7 @@ __all__ = [
     "load",
     "load_data",
     "measure_latency",
+    "migrate_optimizer",
     "predict_cost",
     "prune",
     "remove",
@@ -92,6 +94,7 @@ _HOMES = {
     "prunus.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "prunus.graph.channels": ("ChannelGraph",),
     "prunus.graph.trace": ("trace",),
+    "prunus.migration": ("migrate_optimizer",),
     "prunus.models": ("MODELS", "build_model"),
     "prunus.plan": ("PruningPlan",),
     "prunus.surgery": ("remove",),
