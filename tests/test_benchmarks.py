@@ -1,0 +1,181 @@
+"""The benchmark runs from end to end, and the tables of its page come from what it measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = "# Title\n\n<!-- analysis: begin -->\n| typed | 99.9 |\n<!-- analysis: end -->\n\nmore\n"
+
+
+def script() -> ModuleType:
+    """The script as a module: it has no ending, so that people type its name."""
+    loader = SourceFileLoader("benchmark_table", str(ROOT / "scripts" / "benchmark_table"))
+    spec = spec_from_loader("benchmark_table", loader)
+    assert spec
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+benchmark_table = script().main
+
+
+def trials(seconds: float, steps: dict[str, float], params: int = 25) -> dict[str, Any]:
+    return {"params": params, "runs": True, "seconds": seconds, "steps": steps, "all_seconds": [seconds]}
+
+
+def ours(seconds: float) -> dict[str, Any]:
+    return trials(seconds, {"trace": 0.1, "score": 0.02, "plan": 0.003, "remove": 0.4})
+
+
+def results() -> dict[str, Any]:
+    theirs = trials(2.0, {"build": 1.2, "init": 0.3, "step": 0.5}, params=50)
+    broken = {"error": "ValueError: no | such shape"}
+    speed = {"input": [1, 3, 224, 224], "params": 100, "goal": 0.5}
+    return {
+        "versions": {"python": "3.12.0", "torch-pruning": "1.6.1"},
+        "threads": 1,
+        "repeats": 5,
+        "pruning_ratio": 0.5,
+        "goals": {"memory_bytes": 200_000_000},
+        "speed": [
+            {"network": "timm:resnet50", **speed, "prunus": ours(0.523), "torch_pruning": theirs},
+            {"network": "timm:densenet201", **speed, "goal": 0.05, "prunus": ours(0.2), "torch_pruning": theirs},
+            {"network": "resnet8", **speed, "prunus": ours(0.2), "torch_pruning": broken},
+        ],
+        "scaling": [
+            {"blocks": 150, "convolutions": 301, "params": 11_000_000, "goal": 1.2, "prunus": ours(0.5)},
+            {"blocks": 1500, "convolutions": 3001, "params": 110_000_000, "goal": 1.2, "prunus": ours(5.95)},
+            {"blocks": 3000, "convolutions": 6001, "params": 220_000_000, "goal": 1.2, "prunus": ours(18.5)},
+        ],
+        "memory": [
+            {
+                "network": "timm:resnet50",
+                "model_bytes": 102_000_000,
+                "pruned_bytes": 30_000_000,
+                "rise_bytes": 230_000_001,
+            },
+            {"network": "residual:1500", "model_bytes": 4_000_000, "pruned_bytes": 3_000_000, "rise_bytes": 2_000_000},
+            {"network": "timm:vgg", "error": "it was killed"},
+        ],
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path, results())
+    (tmp_path / "docs" / "benchmarks.md").write_text(PAGE)
+    return tmp_path
+
+
+def write(root: Path, measured: object) -> None:
+    folder = root / "docs" / "results" / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "analysis.json").write_text(json.dumps(measured))
+
+
+def test_the_tables_of_this_page_are_what_was_measured() -> None:
+    assert benchmark_table(["--check"]) == 0
+
+
+def test_what_was_measured_becomes_rows_and_typed_rows_go(root: Path) -> None:
+    assert benchmark_table(["--root", str(root)]) == 0
+    text = (root / "docs" / "benchmarks.md").read_text()
+    assert "99.9" not in text
+    assert text.startswith(
+        "# Title\n\n<!-- analysis: begin -->\nMedian of 5, threads: 1. Versions: python 3.12.0, torch-p"
+    )
+    assert text.endswith("<!-- analysis: end -->\n\nmore\n")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows[2:5] == [
+        "| resnet50 | 1×3×224×224 | 0.523 | 0.100 | 0.020 | 0.003 | 0.400 | 2.000 | 1.200 | 0.300 | 0.500 "
+        "| 0.262 | ≤ 0.5 ✓ | 25.0% / 50.0% |",
+        "| densenet201 | 1×3×224×224 | 0.200 | 0.100 | 0.020 | 0.003 | 0.400 | 2.000 | 1.200 | 0.300 | 0.500 "
+        "| 0.100 | ≤ 0.05 ✗ | 25.0% / 50.0% |",
+        "| resnet8 | 1×3×224×224 | 0.200 | 0.100 | 0.020 | 0.003 | 0.400 | failed: ValueError: no / such shape | – | – "
+        "| – | – | ≤ 0.5 | 25.0% / – |",
+    ]
+    assert rows[7:10] == [
+        "| 150 | 301 | 11.0 M | 0.500 | 0.100 | 0.020 | 0.003 | 0.400 | 1 | – | – |",
+        "| 1,500 | 3,001 | 110.0 M | 5.950 | 0.100 | 0.020 | 0.003 | 0.400 | 10 | 11.9 | ≤ 12 ✓ |",
+        "| 3,000 | 6,001 | 220.0 M | 18.500 | 0.100 | 0.020 | 0.003 | 0.400 | 20 | 37.0 | ≤ 24 ✗ |",
+    ]
+    assert rows[12:] == [
+        "| resnet50 | 102.00 MB | 30.00 MB | 230.00 MB | 200.00 MB | ≤ 200.00 MB ✗ |",
+        "| residual network, 1,500 blocks | 4.00 MB | 3.00 MB | 2.00 MB | −1.00 MB | ≤ 200.00 MB ✓ |",
+        "| vgg | – | – | failed: it was killed | – | – |",
+    ]
+    assert benchmark_table(["--root", str(root), "--check"]) == 0
+
+
+def test_a_typed_figure_is_found(root: Path) -> None:
+    benchmark_table(["--root", str(root)])
+    page = root / "docs" / "benchmarks.md"
+    page.write_text(page.read_text().replace("0.262", "0.162"))
+    assert benchmark_table(["--root", str(root), "--check"]) == 1
+    assert "0.162" in page.read_text()
+    assert benchmark_table(["--root", str(root)]) == 0
+    assert "0.262" in page.read_text()
+
+
+def test_without_a_measurement_the_page_says_so(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.write_text(PAGE)
+    assert benchmark_table(["--root", str(tmp_path)]) == 0
+    assert page.read_text() == PAGE.replace("| typed | 99.9 |", "Not measured yet.")
+
+
+@pytest.mark.parametrize("measured", [{"speed": 3}, [], {**results(), "speed": [{}]}, {**results(), "memory": 5}])
+def test_a_file_that_is_something_else_is_refused(
+    root: Path, measured: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(root, measured)
+    assert benchmark_table(["--root", str(root)]) == 2
+    assert "is not what benchmarks/analysis.py writes" in capsys.readouterr().err
+    assert (root / "docs" / "benchmarks.md").read_text() == PAGE
+
+
+def test_a_page_without_the_markers_is_left_alone(root: Path) -> None:
+    (root / "docs" / "benchmarks.md").write_text("nothing\n")
+    assert benchmark_table(["--root", str(root)]) == 2
+    assert (root / "docs" / "benchmarks.md").read_text() == "nothing\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torch_pruning") is None, reason="needs the extra `bench`")
+def test_the_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "docs" / "results" / "benchmarks" / "analysis.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "analysis.py"), "--networks", "resnet8", "--repeats", "1"]
+    done = subprocess.run([*command, "--blocks", "1", "2", "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(out.read_text())
+    assert (measured["threads"], measured["repeats"]) == (1, 1)
+    assert str(ROOT) not in out.read_text()
+
+    (row,) = measured["speed"]
+    assert (row["network"], row["input"], row["params"], row["goal"]) == ("resnet8", [1, 3, 32, 32], 78_042, 0.5)
+    for tool, steps in (("prunus", "trace score plan remove"), ("torch_pruning", "build init step")):
+        found = row[tool]
+        assert found["runs"] and 0 < found["params"] < row["params"] / 2
+        assert list(found["steps"]) == steps.split() and all(seconds > 0 for seconds in found["steps"].values())
+        assert sum(found["steps"].values()) == pytest.approx(found["seconds"], abs=1e-4), "every part counts once"
+        assert found["all_seconds"] == [found["seconds"]]
+    assert [(row["blocks"], row["convolutions"]) for row in measured["scaling"]] == [(1, 3), (2, 5)]
+    assert [row["network"] for row in measured["memory"]] == ["resnet8", "residual:2"]
+    assert all(0 < row["pruned_bytes"] < row["model_bytes"] and row["rise_bytes"] > 0 for row in measured["memory"])
+
+    (tmp_path / "docs" / "benchmarks.md").write_text(PAGE)
+    assert benchmark_table(["--root", str(tmp_path)]) == 0
+    assert "| resnet8 | 1×3×32×32 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
