@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import signal
@@ -16,7 +17,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import prunus
-from prunus import pipeline
+from prunus import checking, pipeline
+from prunus.checking import CheckRow, FrozenChannels
 from prunus.cli import app
 from prunus.cli.talk import STOPPED, run_and_show
 from prunus.config import RunConfig
@@ -197,3 +199,96 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
     assert errors.rstrip().endswith(STOPPED)
     assert "Traceback" not in errors
     assert list((run / "checkpoints").glob("dense*.safetensors"))
+
+
+def test_check_tells_a_row_a_network_and_what_stayed_whole(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    (tmp_path / "list.txt").write_text("resnet8  # the smallest\n")
+    result = prunus_command("check", f"@{tmp_path}/list.txt", "tests.blocks:c2f", "--ratio", "0.3", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    out = plain(result.stdout)
+    assert "30% of every group's channels removed" in out
+    assert out.count("exact") == 3 and "2 networks: 2 exact" in out
+    assert "resnet8 keeps whole:\n  fc.weight, 10 channels: " in out
+    rows = [CheckRow.model_validate(row) for row in json.loads(file.read_text())]
+    assert [row.spec for row in rows] == ["resnet8", "tests.blocks:c2f"]
+    assert all(row.verdict == "exact" and row.ratio == 0.3 for row in rows)
+    assert [line.split()[:2] for line in plain(result.stderr).splitlines()] == [["exact", row.spec] for row in rows]
+
+
+def test_check_goes_on_after_a_failure_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prune(model: object, *_: object, **__: object) -> object:
+        raise IndexError("seven")
+
+    monkeypatch.setattr(checking, "prune", prune)
+    result = prunus_command("check", "resnet8", "squeezenet")
+    assert result.exit_code == 1
+    assert "squeezenet: IndexError: seven" in plain(result.stdout) and "2 networks: 2 failed" in plain(result.stdout)
+    assert prunus_command("check", "resnet8").stderr == ""  # no progress where there is one network
+
+
+def test_check_of_all_is_the_zoo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checking, "check_model", lambda source, *_, **__: row(source.spec))
+    (tmp_path / "list.txt").write_text("tests.blocks:c2f\n")
+    result = prunus_command("check", "--all", "--from", str(tmp_path / "list.txt"), "resnet8")
+    assert result.exit_code == 0, result.output
+    assert f"{len(prunus.MODELS) + 1} networks: {len(prunus.MODELS)} exact, 1 approximate" in plain(result.stdout)
+
+
+def row(spec: str) -> CheckRow:
+    if ":" not in spec:
+        return CheckRow(spec=spec, verdict="exact", ratio=0.5, params_before=10, params_after=5)
+    return CheckRow(spec=spec, verdict="approximate", reason="aten.cumsum: within 1e-5", ratio=0.5)
+
+
+def test_equal_reasons_are_one_line_and_many_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [
+        FrozenChannels(tensor=f"a{i}.weight", count=1, channels=3, op="", where="", reason="odd") for i in range(20)
+    ]
+    same = FrozenChannels(
+        tensor="b.weight", count=50, channels=400, op="aten.cumsum", where="net.py:3", reason="adds [channels] up"
+    )
+    found = row("resnet8").model_copy(update={"frozen": (same, *many)})
+    monkeypatch.setattr(checking, "check_model", lambda *_, **__: found)
+    out = plain(prunus_command("check", "resnet8").stdout)
+    assert "b.weight and 49 more, 400 channels: adds [channels] up (aten.cumsum at net.py:3)\n" in out
+    assert "a10.weight" in out and "a11.weight" not in out
+    assert "and 9 more reasons; --json FILE writes all of them" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["resnet21", "timm:resnet18s"],
+            r"named 'resnet21'\. Did you mean .*\n.*timm \S+ has no model named 'resnet18s'",
+        ),
+        (["--json", "rows.json"], "name a network, such as resnet20 or timm:resnet18, or ask for --all"),
+        (["@/no/such/list.txt"], "no list of networks at /no/such/list.txt"),
+        (["resnet8", "--ratio", "1"], "--ratio"),
+    ],
+)
+def test_a_wrong_request_of_check_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(checking, "check_model", None)
+    result = prunus_command("check", *arguments)
+    assert result.exit_code == 2
+    assert re.search(message, plain(result.stderr))
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_ends_a_check_calmly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> CheckRow:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checking, "check_model", stop)
+    result = prunus_command("check", "resnet8")
+    assert result.exit_code == 130
+    assert result.stderr == "\nstopped\n"
+
+
+def test_the_help_of_check_teaches_by_example() -> None:
+    text = plain(prunus_command("check", "--help").output)
+    for part in ("timm:efficientnet_b0", "mypackage.nets:build", "@networks.txt", "--all --ratio 0.3 --json rows.json"):
+        assert part in text

@@ -34,7 +34,7 @@ def test_every_command_of_the_readme_parses(line: str, tmp_path: Path, monkeypat
     (tmp_path / "run.yaml").write_text("epochs: 3\n")
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(line)[1:]
-    extra = ["--help"] if arguments[0] == "demo" else ["--print-config"]
+    extra = ["--help"] if arguments[0] in {"demo", "check"} else ["--print-config"]
     result = CliRunner().invoke(app, [*arguments, *extra])
     assert result.exit_code == 0, result.output
 

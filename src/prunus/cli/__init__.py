@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from prunus import __version__
+from prunus.cli.check import check
 from prunus.cli.talk import run_and_show
 
 app = typer.Typer(
@@ -42,6 +43,8 @@ def _prunus(
     [bold]Start here:[/bold] [cyan]prunus demo[/cyan]
 
     [bold]On your data:[/bold] [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB --out runs/a[/cyan]
+
+    [bold]Any other network:[/bold] [cyan]prunus check timm:resnet18[/cyan] says what can be pruned, and what not
 
     [bold]All that can be set:[/bold] [cyan]prunus compress --help[/cyan]
     """
@@ -77,6 +80,9 @@ def compress(context: typer.Context) -> None:
     from prunus.cli.compress import app as real
 
     real(args=context.args, prog_name=context.command_path)
+
+
+app.command(no_args_is_help=True)(check)
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from prunus.errors import PrunusError
 STOPPED = "stopped; the same command goes on where it was"
 
 
-def run_and_show(run: Callable[[Console], Path | None]) -> None:
+def run_and_show(run: Callable[[Console], Path | None], *, stopped: str = STOPPED) -> None:
     """Run a command's work; if it returns a run folder, print its table and the paths of what lies in it.
 
-    A PrunusError becomes a message on stderr and exit code 2; Ctrl-C becomes a message and 130.
+    A PrunusError becomes a message on stderr and exit code 2; Ctrl-C becomes the message `stopped` and 130.
     """
     console = Console()
     try:
@@ -31,5 +31,5 @@ def run_and_show(run: Callable[[Console], Path | None]) -> None:
         Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(f"\n{STOPPED}", err=True)
+        typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(130) from None
