@@ -8,26 +8,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus.graph.channels import ChannelGraph, Keep
+from prunus.graph.channels import ChannelGraph, ChannelGroup, Keep
 from prunus.plan import PruningPlan, plan_from_keep
 from prunus.verify import silence
 
 
 def random_keep(graph: ChannelGraph, rng: np.random.Generator) -> Keep:
-    """Keep a random number, at least one, of random channels of every group."""
+    """Keep as many random channels of every piece of every group as some level, drawn at random, says."""
     keep = graph.keep_all()
     for group in graph.groups:
-        dropped = rng.permutation(group.channels)[int(rng.integers(1, group.size + 1)) :]
-        keep[dropped] = False
+        _keep_level(keep, group, group.counts[rng.integers(len(group.counts))], rng)
     return keep
+
+
+def random_plan(graph: ChannelGraph, rng: np.random.Generator) -> PruningPlan:
+    """Keep random channels of every group, as many as the network can have."""
+    return plan_from_keep(graph, random_keep(graph, rng))
 
 
 def half_plan(graph: ChannelGraph, seed: int = 0) -> PruningPlan:
     """Keep a random half of every group."""
     keep, rng = graph.keep_all(), np.random.default_rng(seed)
     for group in graph.groups:
-        keep[rng.permutation(group.channels)[(group.size + 1) // 2 :]] = False
+        counts = group.counts
+        _keep_level(keep, group, counts[(len(counts) - 1) // 2], rng)
     return plan_from_keep(graph, keep)
+
+
+def _keep_level(keep: Keep, group: ChannelGroup, level: np.ndarray, rng: np.random.Generator) -> None:
+    for piece, count in enumerate(level):
+        channels = group.channels[group.piece_of == piece]
+        keep[rng.permutation(channels)[count:]] = False
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -40,14 +40,34 @@ class Ladder:
 
 
 def ladder_of(group: ChannelGroup, scores: Floats, min_channels: int | None, round_to: int) -> Ladder:
-    """Build a group's ladder: multiples of `round_to` from its floor on, and its whole size."""
-    order = np.argsort(-scores, kind="stable")
+    """Build a group's ladder: multiples of `round_to` from its floor on, and its whole size.
+
+    Where the group lies in pieces, every level takes the best channels of each.
+    """
     floor = -(-group.size // DEFAULT_FLOOR) if min_channels is None else min_channels
-    lowest = -(-floor // round_to) * round_to
-    levels = [*range(lowest, group.size + 1, round_to)]
+    order = np.argsort(-scores, kind="stable")
+    if group.levels is None:
+        lowest = -(-floor // round_to) * round_to
+        levels = [*range(lowest, group.size + 1, round_to)]
+    else:
+        order = _by_level(group, order)
+        totals = group.levels.sum(axis=1)
+        levels = [int(total) for total in totals if total >= floor and total % round_to == 0]
     if not levels or levels[-1] != group.size:
         levels.append(group.size)
     return Ladder(group, group.channels[order], scores[order], np.array(levels, np.int64))
+
+
+def _by_level(group: ChannelGroup, order: Ids) -> Ids:
+    """Put channels, best first, in the order in which the levels of a group in pieces take them."""
+    assert group.levels is not None
+    pieces = group.piece_of[order]
+    place = np.zeros(len(order), np.int64)  # the place of each channel within its piece
+    for piece in range(group.levels.shape[1]):
+        inside = pieces == piece
+        place[inside] = np.arange(inside.sum())
+    level = np.array([np.searchsorted(group.levels[:, p], n, side="right") for p, n in zip(pieces, place, strict=True)])
+    return order[np.argsort(level, kind="stable")]
 
 
 class Rungs:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunus.cost import Cost, Count, format_bytes, format_count, predict_cost
 from prunus.errors import FileFormatError, PlanError
 from prunus.files import atomic_write_text, read_bytes
-from prunus.graph.channels import ChannelGraph, Keep
+from prunus.graph.channels import ChannelGraph, ChannelGroup, Keep
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -91,10 +92,13 @@ class PruningPlan(BaseModel):
         """
         keep, sizes = graph.keep_all(), {group.name: group.size for group in graph.groups}
         _check_groups(self, sizes, "this network")
+        by_name = {group.name: group for group in graph.groups}
         for planned in self.groups:
-            channels = graph.group(planned.name).channels
-            keep[channels] = False
-            keep[channels[list(planned.keep)]] = True
+            group = by_name[planned.name]
+            kept = np.zeros(group.size, np.bool_)
+            kept[list(planned.keep)] = True
+            _check_pieces(group, kept)
+            keep[group.channels] = kept
         return keep
 
     def compose(self, later: PruningPlan) -> PruningPlan:
@@ -207,6 +211,7 @@ def plan_from_keep(
         kept = np.flatnonzero(keep[group.channels])
         if not len(kept):
             raise PlanError(f"keep leaves no channel of group {group.name!r}; a layer needs at least one.")
+        _check_pieces(group, keep[group.channels])
         groups.append(PlannedGroup(name=group.name, size=group.size, keep=tuple(kept.tolist())))
     return PruningPlan.model_validate(
         {
@@ -218,6 +223,17 @@ def plan_from_keep(
             "notes": tuple(notes),
         }
     )
+
+
+def _check_pieces(group: ChannelGroup, kept: npt.NDArray[np.bool_]) -> None:
+    """Refuse to keep different numbers in pieces that must stay equal."""
+    if not group.allows(kept):
+        counts = np.bincount(group.piece_of[kept], minlength=group.counts.shape[1]).tolist()
+        near = group.counts[np.abs(group.counts - counts).sum(axis=1).argmin()].tolist()
+        raise PlanError(
+            f"group {group.name!r} lies in {len(counts)} pieces, and {counts} of their channels are kept; the network "
+            f"cuts it by position, so that only some counts go together: the nearest are {near}."
+        )
 
 
 def _check_groups(plan: PruningPlan, sizes: Mapping[str, int], whose: str) -> None:

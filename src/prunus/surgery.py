@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import SurgeryError
 from prunus.graph.channels import ChannelGraph, Keep, LabelledTensor
+from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS, fit, put
+from prunus.graph.ordering import kept_runs
+from prunus.graph.running import named_tensors
 from prunus.plan import PruningPlan
 
 Attributes = dict[str, dict[str, int | list[int]]]
 """Sizes by module and attribute: ``{"conv1": {"in_channels": 3, "out_channels": 9, "groups": 1}}``."""
 
-_CONVOLUTIONS = nn.modules.conv._ConvNd
-_BATCH_NORMS = nn.modules.batchnorm._NormBase
 
 
 def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
@@ -33,37 +36,51 @@ def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modul
         PlanError: the plan does not fit the graph.
         SurgeryError: the graph does not fit the model.
     """
+    chosen = selections(model, graph, plan)
     keep = plan.keep_array(graph)
-    _check_shapes(model, graph)
-    pruned = copy.deepcopy(model)
-    done: dict[int, Tensor] = {}
-    for name, labelled in graph.tensors.items():
-        owner, attribute = _locate(pruned, name)
-        old = getattr(owner, attribute)
-        if id(old) not in done:
-            done[id(old)] = _kept(old, labelled, keep)
-        if done[id(old)] is not old:
-            _put(owner, attribute, done[id(old)])
-    for name, module in pruned.named_modules():
-        _fit_sizes(name, module)
+    memo: dict[int, Any] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _smaller(tensor, chosen[name])
+    pruned = copy.deepcopy(model, memo)
+    fit(pruned)
     for setting in graph.settings:
-        holder = pruned.get_submodule(setting.module)
-        setattr(holder, setting.attribute, tuple(int(keep[part].sum()) for part in setting.parts))
+        put(pruned, setting, keep)
     return pruned
 
 
-class Selection:
-    """Which elements of one state-dict tensor stay, and in which order."""
+def _smaller(tensor: Tensor, selection: Selection) -> Tensor:
+    """Return what stays of a parameter or buffer as a tensor of its own, laid out in memory as it was."""
+    data = selection.take(tensor)
+    if data is tensor or data.data_ptr() == tensor.data_ptr():
+        data = tensor.detach().clone()
+    if data.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        data = data.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
-    def __init__(self, labelled: LabelledTensor, keep: Keep) -> None:
-        self._labelled = labelled
-        self._keep = keep
-        self.shape = labelled.kept_shape(keep)
+
+class Selection:
+    """Which elements of one state-dict tensor stay, and in which order: the kept indices along its axes.
+
+    `rows` are the kept indices along single axes; `columns`, (rows, kept), those along axis 1 where they differ from
+    row to row (a grouped convolution's).
+    """
+
+    def __init__(self, shape: tuple[int, ...], rows: Mapping[int, Tensor], columns: Tensor | None = None) -> None:
+        self.shape = shape
+        self._rows = dict(rows)
+        self._columns = columns
 
     def take(self, tensor: Tensor) -> Tensor:
         """Return what stays of a tensor of the original's shape: the weight, its gradient or its momentum."""
-        mask = torch.from_numpy(self._labelled.keep_mask(self._keep)).to(tensor.device).expand(tensor.shape)
-        return tensor.detach()[mask].reshape(self.shape)
+        taken = tensor.detach()
+        for axis, index in sorted(self._rows.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+            taken = taken.index_select(axis, index.to(tensor.device))
+        if self._columns is not None:
+            index = self._columns.to(tensor.device)
+            index = index.view(*index.shape, *[1] * (taken.dim() - 2)).expand(-1, -1, *taken.shape[2:])
+            taken = taken.gather(1, index)
+        return taken
 
 
 def selections(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> dict[str, Selection]:
@@ -80,7 +97,35 @@ def selections(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> dict
     """
     keep = plan.keep_array(graph)
     _check_shapes(model, graph)
-    return {name: Selection(labelled, keep) for name, labelled in graph.tensors.items()}
+    if graph.order is not None and not keep.all():
+        return {
+            name: Selection(shape, {axis: torch.from_numpy(index) for axis, index in rows.items()}, columns)
+            for name, (shape, rows, columns) in kept_runs(model, graph, keep).items()
+        }
+    return {name: _selection(labelled, keep) for name, labelled in graph.tensors.items()}
+
+
+def _selection(labelled: LabelledTensor, keep: Keep) -> Selection:
+    """Keep what stays of a tensor in its own order."""
+    rows: dict[int, Tensor] = {}
+    columns = None
+    for axis, fields in labelled.running().items():
+        flags = keep[fields[0]]
+        for field in fields[1:]:
+            flags = flags & keep[field]
+        if flags.all():
+            continue
+        if flags.size == flags.shape[axis]:
+            rows[axis] = torch.from_numpy(np.flatnonzero(flags))
+        else:
+            columns = flags.reshape(flags.shape[0], flags.shape[1])
+    shape = labelled.kept_shape(keep)
+    if columns is None:
+        return Selection(shape, rows)
+    if len(columns) < labelled.shape[0]:
+        columns = np.broadcast_to(columns, (labelled.shape[0], columns.shape[1]))
+    alive = columns[rows[0].numpy()] if 0 in rows else columns
+    return Selection(shape, rows, torch.from_numpy(np.nonzero(alive)[1].reshape(len(alive), -1)))
 
 
 def module_attributes(model: nn.Module) -> Attributes:
@@ -131,68 +176,22 @@ def _is_count_tuple(module: nn.Module, value: object) -> bool:
 
 
 def _size_names(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, CONVOLUTIONS):
         return ("in_channels", "out_channels", "groups")
-    if isinstance(module, _BATCH_NORMS):
+    if isinstance(module, BATCH_NORMS):
         return ("num_features",)
     if isinstance(module, nn.Linear):
         return ("in_features", "out_features")
     if isinstance(module, nn.PReLU):
         return ("num_parameters",)
+    if isinstance(module, nn.GroupNorm):
+        return ("num_groups", "num_channels")
     return ()
-
-
-def _fit_sizes(name: str, module: nn.Module) -> None:
-    """Set the sizes that a standard module keeps beside its tensors to what the tensors say."""
-    if isinstance(module, _CONVOLUTIONS):
-        first, second = module.weight.shape[:2]
-        if module.groups == module.in_channels and module.groups > 1 and not module.transposed:
-            module.groups = first // (module.out_channels // module.in_channels)
-        inner, outer = (first, second) if module.transposed else (second, first)
-        module.in_channels = first if module.transposed else inner * module.groups
-        module.out_channels = outer * module.groups if module.transposed else outer
-    elif isinstance(module, _BATCH_NORMS):
-        sized = module.weight if module.weight is not None else module.running_mean
-        module.num_features = module.num_features if sized is None else len(sized)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-
-
-def _kept(tensor: Tensor, labelled: LabelledTensor, keep: Keep) -> Tensor:
-    """Return what stays of a tensor, in its order; the tensor itself where all of it stays."""
-    shape = labelled.kept_shape(keep)
-    if shape == tuple(tensor.shape):
-        return tensor
-    mask = torch.from_numpy(labelled.keep_mask(keep)).to(tensor.device).expand(tensor.shape)
-    data = tensor.detach()[mask].reshape(shape)
-    if data.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        data = data.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
-
-
-def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = name.rpartition(".")
-    return model.get_submodule(path), attribute
-
-
-def _put(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
-    if isinstance(tensor, nn.Parameter):
-        owner._parameters[attribute] = tensor
-    else:
-        owner._buffers[attribute] = tensor
 
 
 def _check_shapes(model: nn.Module, graph: ChannelGraph) -> None:
     """Refuse a model that is not the one the graph was traced from."""
-    held = {
-        name: tuple(tensor.shape)
-        for name, tensor in [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-    }
+    held = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     for name, labelled in graph.tensors.items():
         if held.get(name) != labelled.shape:
             raise SurgeryError(

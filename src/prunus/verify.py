@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunus.graph.channels import ChannelGraph
+from prunus.graph.reference import ReferenceMode
+from prunus.graph.running import attention_by_products
 from prunus.graph.trace import Inputs, as_arguments
 from prunus.plan import PruningPlan
 
@@ -67,20 +69,29 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: Pruni
     """
     args = tuple(_double(arg) for arg in as_arguments(inputs))
     samples = next((len(arg) for arg in args if isinstance(arg, Tensor) and arg.dim()), 0)
-    with torch.no_grad():
-        reference = _outputs(_prepared(silence(model, graph, plan)), args)
+    mode = ReferenceMode(graph, plan.keep_array(graph))
+    with torch.no_grad(), attention_by_products():
+        whole = _prepared(copy.deepcopy(model))
+        with mode:
+            reference = _outputs(whole, args)
+        del whole
+        mixing = tuple(dict.fromkeys(mode.mixing))
+
+        def verdict(passed: bool, error: float, reason: str) -> Verification:
+            return Verification(passed, error, TOLERANCE, "float64", samples, len(reference), reason, mixing)
+
+        if mode.met != len(graph.sites):
+            return verdict(False, float("nan"), "the original runs differently here than it did when it was traced")
         try:
             found = _outputs(_prepared(copy.deepcopy(pruned)), args)
-        except (RuntimeError, ValueError, TypeError, IndexError) as cause:
-            reason = f"the pruned network does not run: {cause}"
-            return Verification(False, float("nan"), TOLERANCE, "float64", samples, len(reference), reason)
+        except Exception as cause:
+            return verdict(False, float("nan"), f"the pruned network does not run: {cause}")
     if [out.shape for out in found] != [out.shape for out in reference]:
         reason = f"its outputs have shapes {[tuple(o.shape) for o in found]}, not {[tuple(o.shape) for o in reference]}"
-        return Verification(False, float("nan"), TOLERANCE, "float64", samples, len(reference), reason)
+        return verdict(False, float("nan"), reason)
     error = max((_relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
     passed = error <= TOLERANCE
-    reason = "" if passed else f"outputs differ by {error:.1e} relative, more than {TOLERANCE:.0e}"
-    return Verification(passed, error, TOLERANCE, "float64", samples, len(reference), reason)
+    return verdict(passed, error, "" if passed else f"outputs differ by {error:.1e} relative, more than {TOLERANCE:.0e}")
 
 
 def _prepared(model: nn.Module) -> nn.Module:
@@ -88,7 +99,11 @@ def _prepared(model: nn.Module) -> nn.Module:
 
 
 def _double(value: object) -> object:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value.clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(_double(item) for item in value)
+    return {key: _double(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _outputs(model: nn.Module, args: tuple[object, ...]) -> list[Tensor]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.graph.channels import (
     Activation,
@@ -21,60 +19,295 @@ from prunus.graph.channels import (
     LabelledTensor,
     Layer,
     Norm,
+    Order,
+    Site,
     SizeSetting,
 )
 from prunus.graph.findings import Contracted, Findings
-from prunus.graph.tape import Tape, varying
+from prunus.graph.layout import Layout, bundle_signatures, layout_of
+from prunus.graph.tape import Fields, Frozen, Tape, varying
 
-Components = npt.NDArray[np.int64]
+
+@dataclass(frozen=True)
+class State:
+    """The network's tensors by name, and which of the names are parameters and which are saved."""
+
+    tensors: Mapping[str, Tensor]
+    parameters: frozenset[str]
+    saved: frozenset[str]
 
 
-def assemble(
-    tape: Tape, findings: Findings, tensors: Mapping[str, Tensor], saved: frozenset[str], parameters: frozenset[str]
-) -> ChannelGraph:
-    """Build the channel graph of a finished trace."""
-    component = _components(tape)
-    names = _storage_names(tensors)
-    uses = [_use(tape, contracted, names) for contracted in findings.contractions]
-    reasons = _frozen_components(tape, component)
-    produced = {int(c) for use in uses for c in component[use.output_labels]}
-    consumed = {int(c) for use in uses for c in component[use.input_labels]}
-    for c in produced - consumed:
-        reasons.setdefault(c, "no layer consumes it")
-    _freeze_single(tape, component, produced & consumed, reasons)
-    prunable = np.array(sorted(c for c in produced & consumed if c not in reasons), dtype=np.int64)
-    ids = np.full(len(component) + 1, -1, dtype=np.int64)  # id of each label; the last entry answers label −1
-    number = {int(c): i for i, c in enumerate(prunable)}
-    ids[:-1] = [number.get(int(c), -1) for c in component]
-    layers = tuple(_layer(tape, use, findings, names, ids) for use in uses if use.weight is not None)
-    return ChannelGraph(
-        tensors=_labelled(tape, tensors, ids, saved, parameters),
-        groups=_groups(tape, component, prunable, layers),
-        layers=_unique(layers),
-        contractions=tuple(Contraction(u.weight, u.contracted.positions, u.input_axis) for u in uses if u.weight),
-        activations=_activations(tape, findings, ids),
-        frozen=_freezes(tape, component, reasons, produced),
-        channel_count=len(prunable),
-        settings=tuple(
-            SizeSetting(s.module, s.attribute, tuple(ids[part.numpy()] for part in s.parts)) for s in findings.sizes
-        ),
-    )
+@dataclass(frozen=True)
+class Traced:
+    """A finished trace: its labels, what was found in both modes, and how they hang together."""
+
+    tape: Tape
+    evaluated: Findings
+    trained: Findings
+    state: State
+    layout: Layout
+    modules: Mapping[str, nn.Module]
+
+    @classmethod
+    def of(cls, model: nn.Module, tape: Tape, evaluated: Findings, trained: Findings, state: State) -> Traced:
+        """Join the labels of a trace."""
+        return cls(tape, evaluated, trained, state, layout_of(tape), dict(model.named_modules()))
+
+
+class Assembly:
+    """Builds the channel graph of a finished trace; keeps what tells how labels became channel ids."""
+
+    def __init__(self, traced: Traced, levels: Mapping[int, Sequence[Mapping[int, int]]] | None = None) -> None:
+        self.traced = traced
+        self.levels = dict(levels or {})
+        tape, layout = traced.tape, traced.layout
+        self.modules = traced.modules
+        self.names = _storage_names(traced.state.tensors)
+        self.uses = [_use(tape, found, self.names) for found in traced.evaluated.contractions]
+        known = {use.weight for use in self.uses}
+        more = [_use(tape, found, self.names) for found in traced.trained.contractions]
+        self.trained_uses = [use for use in more if use.weight not in known]
+        self.reasons = self._reasons()
+        self.tied = self._tied_whole()
+        bundles = len(bundle_signatures(layout))
+        stays = np.zeros(bundles, np.bool_)
+        stays[layout.bundle[list(self.reasons)]] = True
+        for bundle, reason in self.tied.items():
+            if bundle not in self.levels:
+                for component in np.flatnonzero(layout.bundle == bundle):
+                    self.reasons.setdefault(int(component), reason)
+                stays[bundle] = True
+        self._spread_reasons(stays)
+        prunable = np.flatnonzero(~stays[layout.bundle])
+        self.id_of_component = np.full(layout.count, -1, np.int64)
+        self.id_of_component[prunable] = np.arange(len(prunable))
+        self.ids = np.full(len(layout.component) + 1, -1, np.int64)  # by label; the last entry answers label −1
+        self.ids[:-1] = self.id_of_component[layout.component]
+        self.prunable = prunable
+
+    def graph(self) -> ChannelGraph:
+        """Return the channel graph."""
+        tape, findings, state = self.traced.tape, self.traced.evaluated, self.traced.state
+        layers = _unique(
+            tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None)
+        )
+        sizes = [*findings.sizes, *(s for s in self.traced.trained.sizes if s not in findings.sizes)]
+        return ChannelGraph(
+            tensors=self._labelled(),
+            groups=self._groups(layers),
+            layers=layers,
+            contractions=tuple(
+                Contraction(u.weight, u.contracted.positions, u.input_axis) for u in self.uses if u.weight
+            ),
+            activations=self._activations(),
+            frozen=self._freezes(),
+            channel_count=len(self.prunable),
+            settings=tuple(
+                SizeSetting(s.module, s.attribute, tuple(self.ids[part.numpy()] for part in s.parts)) for s in sizes
+            ),
+            sites=tuple(
+                Site(s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results))
+                for s in findings.sites
+            ),
+            order=self._order() if tape.reorders else None,
+        )
+
+    def many_fields(self, tensors: Sequence[Fields]) -> tuple[tuple[Ids, ...], ...]:
+        """Return fields of ids for fields of labels."""
+        return tuple(self.fields(fields) for fields in tensors)
+
+    def fields(self, fields: Fields) -> tuple[Ids, ...]:
+        """Return fields of ids for the fields of one tensor; those that are always kept are left out."""
+        found = (self.ids[own.numpy()] for own in fields)
+        return tuple(own for own in found if (own >= 0).any())
+
+    def _reasons(self) -> dict[int, Frozen]:
+        """Map each component that must stay to the first reason that was given for it."""
+        component = self.traced.layout.component
+        reasons: dict[int, Frozen] = {}
+        for frozen in self.traced.tape.frozen:
+            for c in np.unique(component[frozen.labels.numpy()]).tolist():
+                reasons.setdefault(c, frozen)
+        everything = [*self.uses, *self.trained_uses]
+        produced = np.zeros(self.traced.layout.count, np.bool_)
+        consumed = produced.copy()
+        for use in everything:
+            if use.weight is not None:
+                produced[component[use.output_labels]] = True
+            consumed[component[use.input_labels]] = True
+        for sites in (self.traced.evaluated.sites, self.traced.trained.sites):
+            for site in sites:
+                if site.gathers:
+                    for own in (own for fields in site.operands for own in fields):
+                        consumed[component[own[own >= 0].numpy()]] = True
+        self.produced = produced
+        unused = _because("no layer consumes it")
+        for c in np.flatnonzero(produced & ~consumed).tolist():
+            reasons.setdefault(c, unused)
+        unmade = _because("no layer produces it")
+        for c in np.flatnonzero(~produced).tolist():
+            reasons.setdefault(c, unmade)
+        return reasons
+
+    def _spread_reasons(self, stays: Ids) -> None:
+        """Let what counts together with something that stays stay for the same reason."""
+        bundle = self.traced.layout.bundle
+        first: dict[int, Frozen] = {}
+        for c, reason in self.reasons.items():
+            if self.produced[c] or int(bundle[c]) not in first:
+                first[int(bundle[c])] = reason
+        for c in np.flatnonzero(stays[bundle]).tolist():
+            self.reasons.setdefault(c, first[int(bundle[c])])
+
+    def _tied_whole(self) -> dict[int, Frozen]:
+        """Find the bundles that some width lies in as a whole: no channel of it can go alone."""
+        layout = self.traced.layout
+        frozen = set(layout.bundle[list(self.reasons)].tolist())
+        widest: Counter[int] = Counter()
+        for owner in self.traced.tape.owners:
+            run = layout.bundle[layout.component[owner.start : owner.start + owner.size]]
+            if owner.size > 1 and int(run[0]) not in frozen and (run == run[0]).all():
+                widest[int(run[0])] = max(widest[int(run[0])], owner.size)
+        return {b: _because(f"its {size} channels are all coupled with one another") for b, size in widest.items()}
+
+    def _layer(self, use: _Use) -> Layer:
+        """Describe one contraction as a layer: its tensors, and the BatchNorm that reads it directly."""
+        contracted, weight = use.contracted, str(use.weight)
+        norm = None
+        for seen in self.traced.evaluated.norms:
+            if seen.source is contracted.result:
+                weight_name, bias_name, mean, var = (self._name_of(tensor) for tensor in seen.tensors)
+                norm = Norm(weight_name, bias_name, mean, var, seen.eps)
+                break
+        name = weight.rpartition(".")[0] or weight
+        channels = self.ids[use.outputs]
+        return Layer(name, weight, self._name_of(contracted.bias), norm, channels, transposed=use.output_axis == 1)
+
+    def _name_of(self, tensor: Tensor | None) -> str | None:
+        return None if tensor is None else self.names.get(tensor.untyped_storage()._cdata)
+
+    def _labelled(self) -> dict[str, LabelledTensor]:
+        """Describe every tensor of the network by the ids along its axes."""
+        state = self.traced.state
+        return {
+            name: LabelledTensor(
+                name=name,
+                shape=tuple(tensor.shape),
+                dtype=tensor.dtype,
+                is_parameter=name in state.parameters,
+                fields=self.fields(self.traced.tape.read(tensor)),
+                is_saved=name in state.saved,
+            )
+            for name, tensor in state.tensors.items()
+        }
+
+    def _groups(self, layers: tuple[Layer, ...]) -> tuple[ChannelGroup, ...]:
+        """Put bundles that run through the same places together, named by their first layer."""
+        layout = self.traced.layout
+        rank = np.full(len(self.prunable), np.iinfo(np.int64).max)
+        width = max((len(layer.channels) for layer in layers), default=0) + 1
+        for position, layer in reversed(list(enumerate(layers))):
+            alive = np.flatnonzero(layer.channels >= 0)
+            rank[layer.channels[alive][::-1]] = position * width + alive[::-1]
+        signatures = bundle_signatures(layout)[layout.bundle[self.prunable]]
+        keys, group_of = np.unique(signatures, return_inverse=True)
+        members = [np.flatnonzero(group_of == k) for k in range(len(keys))] if len(keys) < 64 else _split(group_of)
+        members = [channels[np.argsort(rank[channels], kind="stable")] for channels in members]
+        members.sort(key=lambda channels: int(rank[channels[0]]))
+        tensors = self._tensors_of(members)
+        seen: Counter[str] = Counter()
+        groups = []
+        for channels, runs in zip(members, tensors, strict=True):
+            name = layers[int(rank[channels[0]]) // width].name
+            seen[name] += 1
+            label = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            groups.append(self._group(label, channels, runs))
+        return tuple(groups)
+
+    def _group(self, name: str, channels: Ids, tensors: tuple[tuple[str, int], ...]) -> ChannelGroup:
+        layout = self.traced.layout
+        components = self.prunable[channels]
+        known, first, pieces = np.unique(layout.signature[components], return_index=True, return_inverse=True)
+        order = np.argsort(first)  # pieces in the order in which their first channels lie
+        pieces = np.argsort(order)[pieces]
+        bundle = int(layout.bundle[components[0]])
+        if bundle in self.levels:
+            signatures = known[order]
+            rows = [[level[int(signature)] for signature in signatures] for level in self.levels[bundle]]
+            return ChannelGroup(name, channels, tensors, pieces.astype(np.int64), np.array(rows, np.int64))
+        inside = layout.bundle[components]
+        count = len(np.unique(inside))
+        if count == len(channels):
+            return ChannelGroup(name, channels, tensors)
+        each = np.bincount(pieces[inside == bundle], minlength=len(known))
+        levels = np.arange(1, count + 1)[:, None] * each
+        return ChannelGroup(name, channels, tensors, pieces.astype(np.int64), levels)
+
+    def _tensors_of(self, members: Sequence[Ids]) -> list[tuple[tuple[str, int], ...]]:
+        group_of = np.full(len(self.prunable) + 1, -1, np.int64)
+        for number, channels in enumerate(members):
+            group_of[channels] = number
+        runs: list[set[tuple[str, int]]] = [set() for _ in members]
+        for owner in self.traced.tape.owners:
+            if owner.tensor:
+                for number in np.unique(group_of[self.ids[owner.start : owner.start + owner.size]]).tolist():
+                    if number >= 0:
+                        runs[number].add((owner.tensor, owner.axis))
+        return [tuple(sorted(run)) for run in runs]
+
+    def _activations(self) -> tuple[Activation, ...]:
+        """Say which channels each non-linearity's result carries along axis 1; those without are left out."""
+        found = []
+        for index, tensor in enumerate(self.traced.evaluated.activations):
+            for own in self.traced.tape.read(tensor):
+                if tensor.dim() > 1 and varying(own) == {1}:
+                    channels = self.ids[own.reshape(-1).numpy()]
+                    if (channels >= 0).any():
+                        found.append(Activation(index, channels))
+        return tuple(found)
+
+    def _freezes(self) -> tuple[Freeze, ...]:
+        """Report every frozen width once: its first tensor, the reason and how many of its channels are kept for it."""
+        component = self.traced.layout.component
+        first: dict[int, str] = {}
+        counted: Counter[tuple[str, str, str, str]] = Counter()
+        for owner in self.traced.tape.owners:
+            if not owner.tensor:
+                continue
+            for c in np.unique(component[owner.start : owner.start + owner.size]).tolist():
+                reason = self.reasons.get(c)
+                if reason and self.produced[c] and first.setdefault(c, owner.tensor) == owner.tensor:
+                    counted[owner.tensor, reason.reason, reason.op, reason.where] += 1
+        return tuple(Freeze(tensor, why, n, op, where) for (tensor, why, op, where), n in counted.items())
+
+    def _order(self) -> Order:
+        return Order(runs_of(self.traced), self.traced.layout.signature, self.id_of_component)
+
+
+def runs_of(traced: Traced) -> dict[str, tuple[Ids, ...]]:
+    """Return the component numbers along every tensor's axes, as fields."""
+    component = np.append(traced.layout.component, -1)
+    return {
+        name: tuple(component[own.numpy()] for own in traced.tape.read(tensor))
+        for name, tensor in traced.state.tensors.items()
+    }
 
 
 class _Use:
     """One contraction, its weight found among the state dict's tensors, its labels as index arrays."""
 
-    def __init__(self, contracted: Contracted, weight: str | None, outputs: Tensor, inputs: Tensor, axis: int | None):
+    def __init__(self, contracted: Contracted, weight: str | None, outputs: Tensor, inputs: Tensor) -> None:
         self.contracted = contracted
         self.weight = weight
         self.output_labels = outputs[outputs >= 0].numpy()
         self.input_labels = inputs[inputs >= 0].numpy()
-        self.input_axis = axis
+        self.input_axis: int | None = None
+        self.output_axis = 0
         self.outputs = outputs.numpy()
 
 
 def _storage_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
-    """Map a meta tensor's storage, which its views share, to its first state-dict name."""
+    """Map a tensor's storage, which its views share, to its first state-dict name."""
     names: dict[int, str] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.untyped_storage()._cdata, name)
@@ -83,60 +316,42 @@ def _storage_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
 
 def _use(tape: Tape, contracted: Contracted, names: Mapping[int, str]) -> _Use:
     weight = contracted.weight
-    outputs = tape.along(weight, contracted.output_axis, "a contraction")
-    inputs = tape.along(weight, contracted.input_axis, "a contraction")
+    outputs = _labels(tape, weight, contracted.output_axis)
+    inputs = _labels(tape, weight, contracted.input_axis)
+    columns = [own for own in tape.read(weight) if contracted.input_axis in varying(own)]
     name = names.get(weight.untyped_storage()._cdata)
     known = [int(labels.max()) for labels in (outputs, inputs) if len(labels) and int(labels.max()) >= 0]
-    if name is None and known and contracted.computed:
-        name = tape.owner(known[0]).tensor
-    axis = tape.owner(int(inputs.max())).axis if int(inputs.max()) >= 0 else None
-    return _Use(contracted, name, outputs, inputs, axis)
+    owner = tape.owner(known[0]) if known else None
+    if name is None and owner is not None and contracted.computed:
+        name = owner.tensor or None
+    use = _Use(contracted, name, outputs, columns[0].reshape(-1) if columns else inputs)
+    if columns and int(columns[0].max()) >= 0:
+        use.input_axis = tape.owner(int(columns[0].max())).axis
+    if len(outputs) and int(outputs.max()) >= 0:
+        use.output_axis = tape.owner(int(outputs.max())).axis
+    return use
 
 
-def _components(tape: Tape) -> Components:
-    """Give every label the number of its connected component among the united labels."""
-    count = tape.label_count
-    pairs = np.concatenate([union.numpy() for union in tape.unions], axis=1) if tape.unions else np.zeros((2, 0), int)
-    graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+def _labels(tape: Tape, tensor: Tensor, axis: int) -> Tensor:
+    """Return the labels of the field that varies along this axis alone, or of one that also does; −1 for none."""
+    found = torch_full(tensor.shape[axis])
+    for own in tape.read(tensor):
+        if varying(own) == {axis}:
+            return own.reshape(-1)
+        if axis in varying(own):
+            found = own.movedim(axis, 0).reshape(own.shape[axis], -1)[:, 0]
+    return found
 
 
-def _frozen_components(tape: Tape, component: Components) -> dict[int, str]:
-    """Map each frozen component to the first reason that was given for it."""
-    reasons: dict[int, str] = {}
-    for frozen in tape.frozen:
-        for c in np.unique(component[frozen.labels.numpy()]):
-            reasons.setdefault(int(c), frozen.reason)
-    return reasons
+def torch_full(size: int) -> Tensor:
+    """Return labels that are none, (size,)."""
+    import torch
+
+    return torch.full((size,), -1)
 
 
-def _freeze_single(tape: Tape, component: Components, candidates: set[int], reasons: dict[int, str]) -> None:
-    """Freeze a width whose channels are all coupled into one: at least one has to stay."""
-    widest: Counter[int] = Counter()
-    for owner in tape.owners:
-        run = component[owner.start : owner.start + owner.size]
-        if owner.size > 1 and int(run[0]) in candidates and (run == run[0]).all():
-            widest[int(run[0])] = max(widest[int(run[0])], owner.size)
-    for c, size in widest.items():
-        reasons.setdefault(c, f"its {size} channels are all coupled with one another")
-
-
-def _layer(tape: Tape, use: _Use, findings: Findings, names: Mapping[int, str], ids: Ids) -> Layer:
-    """Describe one contraction as a layer: its tensors, and the BatchNorm that reads it directly."""
-    contracted, weight = use.contracted, str(use.weight)
-
-    def name_of(tensor: Tensor | None) -> str | None:
-        return None if tensor is None else names.get(tensor.untyped_storage()._cdata)
-
-    norm = None
-    for seen in findings.norms:
-        if seen.source is contracted.result:
-            weight_name, bias_name, mean, var = (name_of(tensor) for tensor in seen.tensors)
-            norm = Norm(weight_name, bias_name, mean, var, seen.eps)
-            break
-    axis = tape.owner(int(use.output_labels[0])).axis if len(use.output_labels) else 0
-    name = weight.rpartition(".")[0] or weight
-    return Layer(name, weight, name_of(contracted.bias), norm, ids[use.outputs], transposed=axis == 1)
+def _because(reason: str) -> Frozen:
+    return Frozen(torch_full(0), reason, "", "")
 
 
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
@@ -144,71 +359,6 @@ def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     return tuple({layer.weight: layer for layer in reversed(layers)}.values())[::-1]
 
 
-def _labelled(
-    tape: Tape, tensors: Mapping[str, Tensor], ids: Ids, saved: frozenset[str], parameters: frozenset[str]
-) -> dict[str, LabelledTensor]:
-    """Describe every tensor of the network by the ids along its axes."""
-    return {
-        name: LabelledTensor(
-            name=name,
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype,
-            is_parameter=name in parameters,
-            fields=tuple(
-                field
-                for own in tape.read(tensor)
-                if ((field := ids[own.numpy()]) >= 0).any() and len(varying(own)) == 1
-            ),
-            is_saved=name in saved,
-        )
-        for name, tensor in tensors.items()
-    }
-
-
-def _groups(tape: Tape, component: Components, prunable: Ids, layers: tuple[Layer, ...]) -> tuple[ChannelGroup, ...]:
-    """Put coupled channels that run along the same axes of the same tensors together, named by their first layer."""
-    runs: list[set[tuple[str, int]]] = [set() for _ in prunable]
-    number = {int(c): i for i, c in enumerate(prunable)}
-    for owner in tape.owners:
-        for c in component[owner.start : owner.start + owner.size]:
-            if int(c) in number:
-                runs[number[int(c)]].add((owner.tensor, owner.axis))
-    rank: dict[int, tuple[int, int]] = {}  # id → (number of its first layer, index there)
-    for position, layer in enumerate(layers):
-        for index, channel in enumerate(layer.channels):
-            if channel >= 0:
-                rank.setdefault(int(channel), (position, index))
-    members: dict[tuple[int, frozenset[tuple[str, int]]], list[int]] = {}
-    for channel in sorted(rank, key=lambda channel: rank[channel]):
-        members.setdefault((rank[channel][0], frozenset(runs[channel])), []).append(channel)
-    seen: Counter[str] = Counter()
-    groups = []
-    for (position, run), channels in members.items():
-        name = layers[position].name
-        seen[name] += 1
-        label = name if seen[name] == 1 else f"{name}#{seen[name]}"
-        tensors = tuple(sorted(pair for pair in run if pair[0]))
-        groups.append(ChannelGroup(label, np.array(channels, dtype=np.int64), tensors))
-    return tuple(groups)
-
-
-def _activations(tape: Tape, findings: Findings, ids: Ids) -> tuple[Activation, ...]:
-    """Say which channels each non-linearity's result carries along axis 1; those without are left out."""
-    found = []
-    for index, tensor in enumerate(findings.activations):
-        if tensor.dim() > 1:
-            channels = ids[tape.along(tensor, 1, "a non-linearity").numpy()]
-            if (channels >= 0).any():
-                found.append(Activation(index, channels))
-    return tuple(found)
-
-
-def _freezes(tape: Tape, component: Components, reasons: Mapping[int, str], produced: set[int]) -> tuple[Freeze, ...]:
-    """Report every frozen width once: its first tensor, the reason and how many of its channels are kept for it."""
-    first: dict[int, str] = {}
-    counted: Counter[tuple[str, str]] = Counter()
-    for owner in tape.owners:
-        for c in map(int, component[owner.start : owner.start + owner.size]):
-            if owner.tensor and c in produced and c in reasons and first.setdefault(c, owner.tensor) == owner.tensor:
-                counted[owner.tensor, reasons[c]] += 1
-    return tuple(Freeze(tensor, reason, channels) for (tensor, reason), channels in counted.items())
+def _split(group_of: Ids) -> list[Ids]:
+    order = np.argsort(group_of, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)

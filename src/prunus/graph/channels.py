@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +50,20 @@ class LabelledTensor:
         A field that varies along two axes (a grouped convolution's) keeps equally many along its last one in every row.
         """
         shape = list(self.shape)
-        for field in self.fields:
-            axis = running_axis(field)
-            rows = field.size // field.shape[axis]
-            shape[axis] = int(keep[field].sum()) // rows
+        for axis, fields in self.running().items():
+            rows = fields[0].size // fields[0].shape[axis]
+            stays = keep[fields[0]]
+            for field in fields[1:]:  # a channel of each: an element of a computed weight
+                stays = stays & keep[field]
+            shape[axis] = int(stays.sum()) // rows
         return tuple(shape)
+
+    def running(self) -> dict[int, list[Ids]]:
+        """Return the fields by the axis that their channels run along."""
+        found: dict[int, list[Ids]] = {}
+        for field in self.fields:
+            found.setdefault(running_axis(field), []).append(field)
+        return found
 
 
 def running_axis(field: Ids) -> int:
@@ -67,16 +77,40 @@ class ChannelGroup:
 
     `channels` holds their ids in the order of the layer that gives the group its name; `tensors` the (state-dict name,
     axis) pairs that the width runs along.
+
+    Where the network cuts the width by position (the groups of a grouped convolution, the halves of a chunk), the
+    channels lie in several *pieces*, and as many must stay in one as in the others: `pieces` says in which each lies,
+    (size,), and `levels` how many may stay in each, (levels, pieces), rising. Any channels of a piece will do. Without
+    them any number of any channels may stay.
     """
 
     name: str
     channels: Ids
     tensors: tuple[tuple[str, int], ...]
+    pieces: Ids | None = None
+    levels: npt.NDArray[np.int64] | None = None
 
     @property
     def size(self) -> int:
         """Number of coupled channels."""
         return len(self.channels)
+
+    @property
+    def piece_of(self) -> Ids:
+        """The piece that each channel lies in, (size,)."""
+        return np.zeros(self.size, np.int64) if self.pieces is None else self.pieces
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """How many channels may stay in each piece, (levels, pieces), rising; the last row is all of them."""
+        return np.arange(1, self.size + 1)[:, None] if self.levels is None else self.levels
+
+    def allows(self, kept: npt.NDArray[np.bool_]) -> bool:
+        """Say whether the network can have just these channels, given as flags (size,)."""
+        if self.levels is None:
+            return bool(kept.any())
+        counts = np.bincount(self.piece_of[kept], minlength=self.levels.shape[1])
+        return bool((self.levels == counts).all(axis=1).any())
 
 
 @dataclass(frozen=True)
@@ -116,11 +150,48 @@ class Contraction:
 
 @dataclass(frozen=True)
 class SizeSetting:
-    """A tuple attribute of a module that counts channels, one entry for each part's ids (a zero-padding shortcut's)."""
+    """An attribute of a module that counts channels: a number, or one entry of a tuple or list for each part's ids.
+
+    With an `index` it is that entry alone, of a list, or that key of a dict; `is_number` where it is a plain number.
+    """
 
     module: str
     attribute: str
     parts: tuple[Ids, ...]
+    index: int | str | None = None
+    is_number: bool = False
+
+    def sizes(self, keep: Keep) -> list[int]:
+        """Return what each part counts once the channels that `keep` drops are gone."""
+        return [int(keep[part].sum()) for part in self.parts]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the proof does at the k-th call of an operation in one forward pass; fields of channel ids, by tensor.
+
+    At a site that `gathers`, the operation is computed over the kept channels alone; at another, the removed channels
+    of the operand are silenced.
+    """
+
+    op: str
+    index: int
+    gathers: bool
+    operands: tuple[tuple[Ids, ...], ...]
+    results: tuple[tuple[Ids, ...], ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What tells the channels of a network that changes their order apart, wherever they go.
+
+    For every tensor its fields of component numbers; for every component its signature and the channel id (−1: always
+    kept). Components are numbered in the order of their first labels.
+    """
+
+    runs: Mapping[str, tuple[npt.NDArray[np.int64], ...]]
+    signatures: npt.NDArray[np.uint64]
+    ids: Ids
 
 
 @dataclass(frozen=True)
@@ -158,6 +229,10 @@ class ChannelGraph:
     frozen: tuple[Freeze, ...]
     channel_count: int
     settings: tuple[SizeSetting, ...] = ()
+    sites: tuple[Site, ...] = ()
+    order: Order | None = None
+    hints: Any = None
+    runner: Any = None
 
     def keep_all(self) -> Keep:
         """Return the flags that keep every channel, (channel_count + 1,)."""

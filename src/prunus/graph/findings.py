@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
+
+from prunus.graph.tape import Fields
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,28 @@ class Normalised:
 
 
 @dataclass(frozen=True)
+class Sited:
+    """The k-th call of an operation in one forward pass, and the labels that its operands and results carry.
+
+    What a proof must do there: `gathers` computes over the kept channels alone (a norm's statistics); otherwise the
+    removed channels of the first operand are silenced (a contraction).
+    """
+
+    op: str
+    index: int
+    gathers: bool
+    operands: tuple[Fields, ...]
+    results: tuple[Fields, ...]
+
+
+@dataclass(frozen=True)
 class SizeAttribute:
-    """A tuple attribute of a module whose entries count these labels: the channels that a shortcut pads with zeros."""
+    """An attribute of a module that counts these labels, or a tuple of such: a number that the user's code stores."""
 
     module: str
     attribute: str
     parts: tuple[Tensor, ...]
+    index: int | None = None
 
 
 @dataclass
@@ -82,6 +101,22 @@ class Findings:
     norms: list[Normalised] = field(default_factory=list)
     activations: list[Tensor] = field(default_factory=list)
     sizes: list[SizeAttribute] = field(default_factory=list)
+    sites: list[Sited] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def size_parts(self, module: str, attribute: str) -> tuple[Tensor, ...] | None:
+        """Return the labels that an attribute is known to count."""
+        return next((s.parts for s in self.sizes if (s.module, s.attribute) == (module, attribute)), None)
+
+    def note_size(self, module: str, attribute: str, parts: tuple[Tensor, ...]) -> None:
+        """Note that an attribute holds, one after the other, how many there are of these labels."""
+        if self.size_parts(module, attribute) is None:
+            self.sizes.append(SizeAttribute(module, attribute, parts))
+
+    def site(self, call: Call, operands: list[Fields], results: list[Fields], *, gathers: bool) -> None:
+        """Note what a proof must do at this call."""
+        index = self.counts[call.name] - 1
+        self.sites.append(Sited(call.name, index, gathers, tuple(operands), tuple(results)))
 
 
 def tensors_in(value: object) -> list[Tensor]:

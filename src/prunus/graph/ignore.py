@@ -46,6 +46,15 @@ def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
         layers=tuple(dataclasses.replace(layer, channels=ids[layer.channels]) for layer in graph.layers),
         activations=tuple(dataclasses.replace(a, channels=ids[a.channels]) for a in graph.activations),
         settings=tuple(dataclasses.replace(s, parts=tuple(ids[part] for part in s.parts)) for s in graph.settings),
+        sites=tuple(
+            dataclasses.replace(
+                site,
+                operands=tuple(_renumbered(fields, ids) for fields in site.operands),
+                results=tuple(_renumbered(fields, ids) for fields in site.results),
+            )
+            for site in graph.sites
+        ),
+        order=None if graph.order is None else dataclasses.replace(graph.order, ids=ids[graph.order.ids]),
         frozen=(*graph.frozen, *(Freeze(group.tensors[0][0], "ignore names it", group.size) for group in dropped)),
         channel_count=len(alive),
     )

@@ -3,18 +3,26 @@
 A *label* is an integer that stands for one index of one axis of one parameter. A *label field* is an int64 tensor with
 the rank of the tensor that it describes and size 1 along every axis on which it does not vary. −1 is "no label": a
 position whose size the network fixes.
+
+Labels are related in two ways. *United* labels are the same channel. *Tied* labels only count alike: as many must stay
+in one piece of a tensor as in the others, whichever these are. A *mark* says which piece a label lies in.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
+from dataclasses import dataclass, field
+from math import gcd
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from prunus.graph.places import Place, place_of_call
+
 Fields = tuple[Tensor, ...]
+Marks = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,24 @@ class Owner:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Labels that must stay, and why."""
+    """Labels that must stay, why, and where that was found."""
 
     labels: Tensor
     reason: str
+    op: str
+    where: str
+
+
+@dataclass
+class Hints:
+    """What earlier traces of the same network taught: how to take an operation that a line of code calls.
+
+    ``"frozen"`` keeps what it touches, ``"swapped"`` lets channels run along the other axis of a view, ``"tied"`` lets
+    stored sizes keep their proportions. `whole` says why everything must be kept, if it must.
+    """
+
+    taken: dict[tuple[Place, str], set[str]] = field(default_factory=dict)
+    whole: list[str] = field(default_factory=list)
 
 
 def compact(field: Tensor) -> Tensor:
@@ -50,22 +72,55 @@ def varying(field: Tensor) -> set[int]:
     return {axis for axis, size in enumerate(field.shape) if size > 1}
 
 
+def carrier(field: Tensor) -> int:
+    """Return the axis that a field's channels run along: the longest, of equally long ones the last."""
+    return max(range(field.dim()), key=lambda axis: (field.shape[axis], axis))
+
+
+def scrambled(values: Marks) -> Marks:
+    """Spread 64-bit numbers, so that sums of them tell sets apart (the finaliser of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))
+
+
+def hashed(key: object) -> np.uint64:
+    """Return a 64-bit number for a key, the same all through one process."""
+    return np.uint64(hash(key) & 0xFFFFFFFFFFFFFFFF)
+
+
 class Tape:
     """Everything that a trace writes down while the model runs on labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, hints: Hints | None = None) -> None:
+        self.hints = hints or Hints()
         self.owners: list[Owner] = []
-        self.unions: list[Tensor] = []
+        self.features: list[Marks] = []
+        self.unions: list[tuple[Tensor, Tensor]] = []
+        self.ties: list[tuple[Tensor, Tensor]] = []
+        self.marks: list[tuple[Tensor, Marks]] = []
         self.frozen: list[Frozen] = []
         self.modules: list[tuple[str, nn.Module]] = []
+        self.reorders = False
+        self.is_risky = False
+        self.op = ""
+        self.mode = ""
+        self.calls = 0
         self._starts: list[int] = []
         self._next = 0
         # A tensor is known by its id; keeping it alive keeps the id its own (meta tensors hold no memory).
         self._fields: dict[int, tuple[Tensor, Fields]] = {}
 
-    def new_labels(self, tensor: str, axis: int, size: int) -> Tensor:
-        """Return `size` fresh labels, (size,), owned by an axis of a state-dict tensor."""
+    def hinted(self, how: str) -> bool:
+        """Say whether an earlier trace found that the operation at hand must be taken so."""
+        return bool(self.hints.taken) and how in self.hints.taken.get((place_of_call(), self.op), ())
+
+    def new_labels(self, tensor: str, axis: int, size: int, blocks: int = 1) -> Tensor:
+        """Return `size` fresh labels, (size,), owned by an axis of a state-dict tensor, in equal blocks."""
         self.owners.append(Owner(tensor, axis, self._next, size))
+        number = np.repeat(np.arange(blocks, dtype=np.uint64), size // blocks)
+        self.features.append(scrambled(number + hashed((tensor, axis, len(self.owners) if not tensor else 0))))
         self._starts.append(self._next)
         self._next += size
         return torch.arange(self._next - size, self._next)
@@ -79,62 +134,131 @@ class Tape:
         """Number of labels given out."""
         return self._next
 
-    def label_tensor(self, name: str, tensor: Tensor) -> None:
-        """Give every index of every axis of a parameter or buffer a label of its own."""
+    def label_tensor(self, name: str, tensor: Tensor, groups: int = 1) -> None:
+        """Give every index of every axis of a parameter or buffer a label of its own.
+
+        The weight of a grouped convolution has a label for every input channel of every group: its input field varies
+        along both axes.
+        """
         fields = []
         for axis, size in enumerate(tensor.shape):
             if size > 1:
                 shape = [1] * tensor.dim()
-                shape[axis] = size
-                fields.append(self.new_labels(name, axis, size).view(shape))
-        self.write(tensor, fields)
+                if axis == 1 and groups > 1:
+                    rows = tensor.shape[0] // groups
+                    labels = self.new_labels(name, axis, groups * size, groups).view(groups, size)
+                    shape[:2] = [tensor.shape[0], size]
+                    fields.append(labels.repeat_interleave(rows, 0).view(shape))
+                else:
+                    shape[axis] = size
+                    fields.append(self.new_labels(name, axis, size).view(shape))
+        self.write(tensor, fields, is_compact=True)
 
     def read(self, tensor: object) -> Fields:
         """Return the fields that a tensor carries; none for one that the trace has not seen."""
         entry = self._fields.get(id(tensor))
         return entry[1] if entry else ()
 
-    def write(self, tensor: Tensor, fields: Iterable[Tensor]) -> None:
+    def write(self, tensor: Tensor, fields: Iterable[Tensor], *, is_compact: bool = False) -> None:
         """Let a tensor carry these fields, each made compact; fields without labels are dropped."""
-        kept = tuple(compact(field) for field in fields)
-        kept = tuple(field for field in kept if field.numel() > 1 and bool((field >= 0).any()))
-        for field in kept:
-            assert field.dim() == tensor.dim(), "a field has the rank of its tensor"
+        kept = tuple(fields)
+        if not is_compact:
+            kept = tuple(compact(own) for own in kept)
+            kept = tuple(own for own in kept if own.numel() > 1 and bool((own >= 0).any()))
+        for own in kept:
+            assert own.dim() == tensor.dim(), "a field has the rank of its tensor"
         self._fields[id(tensor)] = (tensor, kept)
 
     def along(self, tensor: Tensor, axis: int, use: str) -> Tensor:
-        """Return the labels along one axis, (size,), −1 for none; freeze a field that varies elsewhere too."""
+        """Return the labels along one axis, (size,), −1 for none; those of a field that varies elsewhere too are united.
+
+        What varies along other axes alone is left as it is.
+        """
         axis %= tensor.dim()
-        labels = torch.full((tensor.shape[axis],), -1)
-        for field in self.read(tensor):
-            if varying(field) == {axis}:
-                labels = field.reshape(-1)
-            elif axis in varying(field):
-                self.freeze(field, f"{use} sees these channels spread over several axes")
-        return labels
+        labels: Tensor | None = None
+        for own in self.read(tensor):
+            if axis in varying(own):
+                found = self.collapse(own, axis, use)
+                labels = found if labels is None else self.unite(labels, found, use)
+        return torch.full((tensor.shape[axis],), -1) if labels is None else labels
+
+    def collapse(self, own: Tensor, axis: int, use: str) -> Tensor:
+        """Unite what differs along the other axes: the labels that one index of this axis stands for, (size,)."""
+        if varying(own) == {axis}:
+            return own.reshape(-1)
+        rows = own.movedim(axis, 0).reshape(own.shape[axis], -1)
+        first = rows.max(dim=1).values
+        self.unite(first[:, None].expand_as(rows), rows, use)
+        return first
 
     def only_along(self, tensor: Tensor, axes: set[int], use: str) -> None:
-        """Freeze every field of a tensor that varies along an axis other than these."""
-        for field in self.read(tensor):
-            if not varying(field) <= axes:
-                self.freeze(field, f"{use} sees channels along another axis")
+        """Freeze every field of a tensor that varies along none of these axes, but along another."""
+        for own in self.read(tensor):
+            if not varying(own) & axes:
+                self.freeze(own, f"{use} sees channels along another axis")
 
     def unite(self, a: Tensor, b: Tensor, use: str) -> Tensor:
         """Say that labels which meet are the same channel, and return them; freeze those that meet a fixed position."""
-        a, b = torch.broadcast_tensors(a, b)
-        both = (a >= 0) & (b >= 0) & (a != b)
-        if bool(both.any()):
-            self.unions.append(torch.stack([a[both], b[both]]).unique(dim=1))
-        alone = (a >= 0) ^ (b >= 0)
-        if bool(alone.any()):
-            self.freeze(torch.maximum(a, b)[alone], f"{use} meets positions whose number is fixed")
+        if a is b:
+            return a
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
+        differ = a != b
+        if not bool(differ.any()):
+            return a
+        fixed = (a < 0) ^ (b < 0)
+        if bool(fixed.any()):
+            self.freeze(torch.maximum(a, b)[fixed], f"{use} meets positions whose number is fixed")
+            differ = differ & ~fixed
+        self.unions.append((a[differ], b[differ]))
         return torch.maximum(a, b)
 
-    def couple(self, field: Tensor, axis: int) -> None:
-        """Say that the labels along `axis` go together, since that many must stay."""
-        if field.shape[axis] > 1:
-            first = field.narrow(axis, 0, 1).expand_as(field)
-            self.unite(first, field, "a fixed number of pieces")
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Say that labels which meet count alike, and freeze those that meet a fixed position."""
+        a, b = torch.broadcast_tensors(a, b)
+        fixed = (a < 0) ^ (b < 0)
+        if bool(fixed.any()):
+            self.freeze(torch.maximum(a, b)[fixed], f"{self.op} needs as many as of positions whose number is fixed")
+        differ = (a != b) & ~fixed & (a >= 0)
+        if bool(differ.any()):
+            self.ties.append((a[differ], b[differ]))
+
+    def mark(self, own: Tensor, axis: int) -> None:
+        """Say which index along `axis` each label lies at: a piece of its own."""
+        shape = [1] * own.dim()
+        shape[axis] = -1
+        numbers = np.arange(own.shape[axis], dtype=np.uint64).reshape(shape)
+        marks = scrambled(numbers + hashed((self.mode, self.calls, axis)))
+        flat = own.reshape(-1)
+        known = flat >= 0
+        self.marks.append((flat[known], np.broadcast_to(marks, own.shape).reshape(-1)[known.numpy()]))
+
+    def pieces(self, own: Tensor, axis: int) -> None:
+        """Say that the indices along `axis` are pieces of which each keeps as many channels as the others."""
+        if own.shape[axis] > 1:
+            self.tie(own.narrow(axis, 0, 1), own)
+            self.mark(own, axis)
+
+    def unequal(self, parts: Sequence[Tensor]) -> None:
+        """Say that these pieces, (size,) each, keep their proportions: so many of one for so many of the others."""
+        unit = gcd(*(len(part) for part in parts))
+        self.is_risky = True
+        for number, part in enumerate(parts):
+            blocks = part.view(unit, -1)
+            self.tie(blocks[:, :1], blocks)
+            self.tie(parts[0].view(unit, -1)[:, :1], blocks[:, :1])
+            self.marks.append(self._numbered(part, number))
+
+    def separate(self, parts: Sequence[Tensor]) -> None:
+        """Say that these pieces, (size,) each, may keep any number of channels each."""
+        self.is_risky = True
+        for number, part in enumerate(parts):
+            self.marks.append(self._numbered(part, number))
+
+    def _numbered(self, part: Tensor, number: int) -> tuple[Tensor, Marks]:
+        known = part[part >= 0]
+        mark = scrambled(np.array([number], np.uint64) + hashed((self.mode, self.calls, "part")))
+        return known, np.repeat(mark, len(known))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Keep these labels whole; the module that is running is added to the reason."""
@@ -142,12 +266,13 @@ class Tape:
         if len(labels):
             name, module = self.modules[-1] if self.modules else ("", None)
             where = f" (in {name or 'the model itself'}: {type(module).__name__})" if module is not None else ""
-            self.frozen.append(Frozen(labels, reason + where))
+            place = place_of_call() if module is not None else None
+            self.frozen.append(Frozen(labels, reason + where, self.op, str(place or "")))
 
     def freeze_tensors(self, tensors: Sequence[object], reason: str) -> None:
         """Keep every label that any of these tensors carries."""
-        for field in self.all_fields(tensors):
-            self.freeze(field, reason)
+        for own in self.all_fields(tensors):
+            self.freeze(own, reason)
 
     def all_fields(self, tensors: Sequence[object]) -> Iterator[Tensor]:
         """Yield every field of every tensor."""

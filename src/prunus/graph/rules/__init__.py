@@ -10,18 +10,21 @@ import torch
 
 from prunus.graph.findings import Call, Findings
 from prunus.graph.rules import contraction, movement, normalisation, spatial
+from prunus.graph.rules.mixing import mixes
 from prunus.graph.rules.pointwise import pointwise
 from prunus.graph.rules.table import NONLINEARITIES, RULES, rule
 from prunus.graph.tape import Tape
 
 FAMILIES = (contraction, movement, normalisation, spatial)  # importing them fills the table
 
-__all__ = ["NONLINEARITIES", "RULES", "apply", "pointwise", "rule"]
+__all__ = ["NONLINEARITIES", "RULES", "apply", "mixes", "pointwise", "rule"]
 
 
 def apply(tape: Tape, findings: Findings, call: Call) -> None:
     """Carry labels through one operation: by its own rule, as element-wise, or by freezing what it touches."""
     packet = call.func.overloadpacket
+    if tape.hinted("frozen"):
+        tape.freeze_tensors(call.inputs, f"{call.name} is given a size that is written as a number")
     if packet in RULES:
         RULES[packet](tape, findings, call)
     elif torch.Tag.pointwise in call.func.tags:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call, Contracted, Findings
+from prunus.graph.rules.mixing import mixes
+from prunus.graph.rules.pointwise import merge
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape
+from prunus.graph.tape import Tape, varying
 
 
 @rule(aten.convolution)
@@ -17,25 +19,93 @@ def convolution(tape: Tape, findings: Findings, call: Call) -> None:
     """Unite input channels with the weight's C_in; C_out comes out. Groups stay as many, or go with their channel."""
     x, weight, bias = call.args[:3]
     transposed, groups = call.args[6], call.args[8]
+    if not any(True for _ in tape.all_fields([x, weight, bias])):
+        return
+    if x.shape[1] == 1 and any(varying(own) & {2, 3, 4} for own in tape.read(x)):
+        return _over_channels(tape, findings, call)
     output_axis, input_axis = (1, 0) if transposed else (0, 1)
     tape.only_along(x, {1}, call.name)
     incoming = tape.along(x, 1, call.name)
-    outgoing = tape.along(weight, output_axis, call.name)
-    columns = tape.along(weight, input_axis, call.name)
-    if groups == 1:
-        tape.unite(incoming, columns, call.name)
-    elif groups == len(incoming) and not transposed:
-        outgoing = tape.unite(incoming.repeat_interleave(weight.shape[0] // groups), outgoing, call.name)
-    elif transposed:
-        tape.freeze(
-            torch.cat([incoming, outgoing, columns]), "a grouped transposed convolution has no rule for channels"
-        )
+    if transposed:
+        outgoing = _transposed(tape, call, incoming, groups)
+    elif groups == 1:
+        tape.unite(incoming, tape.along(weight, 1, call.name), call.name)
+        outgoing = tape.along(weight, 0, call.name)
+    elif groups == len(incoming):
+        own = tape.along(weight, 0, call.name)
+        outgoing = tape.unite(incoming.repeat_interleave(weight.shape[0] // groups), own, call.name)
+        tape.is_risky = tape.is_risky or not _is_module(tape)
     else:
-        tape.couple(incoming.view(groups, -1), 0)
-        tape.couple(outgoing.view(groups, -1), 0)
-        tape.unite(incoming.view(groups, -1)[0], columns, call.name)
+        outgoing = _grouped(tape, call, incoming, groups)
     positions = math.prod((x if transposed else call.out).shape[2:])
     _produce(tape, findings, call, (weight, bias, output_axis, input_axis), outgoing, positions)
+
+
+def _is_module(tape: Tape) -> bool:
+    return bool(tape.modules) and isinstance(tape.modules[-1][1], torch.nn.modules.conv._ConvNd)
+
+
+def _grouped(tape: Tape, call: Call, incoming: Tensor, groups: int) -> Tensor:
+    """Let every group keep as many input channels as the others, and as many output channels."""
+    weight = call.args[1]
+    outgoing = _only_rows(tape, weight, call.name)
+    inputs, outputs = incoming.view(groups, -1), outgoing.view(groups, -1)
+    columns = _columns(tape, weight, groups, call.name)
+    tape.unite(inputs, columns, call.name)
+    for pieces in (inputs, outputs):
+        tape.pieces(pieces, 0)
+    return outgoing
+
+
+def _only_rows(tape: Tape, weight: Tensor, use: str) -> Tensor:
+    """Return the labels along a grouped weight's output axis, leaving out its input field, which varies there too."""
+    for own in tape.read(weight):
+        if varying(own) == {0}:
+            return own.reshape(-1)
+    return torch.full((weight.shape[0],), -1)
+
+
+def _columns(tape: Tape, weight: Tensor, groups: int, use: str) -> Tensor:
+    """Return the labels of a grouped weight's input channels, (groups, C_in / groups)."""
+    size = weight.shape[1]
+    for own in tape.read(weight):
+        if 1 in varying(own):
+            rest = own.reshape(own.shape[0], size, -1)
+            if rest.shape[2] > 1:
+                tape.unite(rest[:, :, :1].expand_as(rest), rest, use)
+            rows = rest[:, :, 0].expand(weight.shape[0], size).view(groups, -1, size)
+            if rows.shape[1] > 1:
+                tape.unite(rows[:, :1].expand_as(rows), rows, use)
+            return rows[:, 0]
+    return torch.full((groups, size), -1)
+
+
+def _transposed(tape: Tape, call: Call, incoming: Tensor, groups: int) -> Tensor:
+    """Unite input channels with the weight's first axis; its second, once a group, is what comes out."""
+    weight = call.args[1]
+    if groups == 1:
+        tape.unite(incoming, tape.along(weight, 0, call.name), call.name)
+        return tape.along(weight, 1, call.name)
+    incoming = tape.unite(incoming, _only_rows(tape, weight, call.name), call.name)
+    if groups < len(incoming):
+        columns = _columns(tape, weight, groups, call.name)
+        for pieces in (incoming.view(groups, -1), columns):
+            tape.pieces(pieces, 0)
+        return columns.reshape(-1)
+    if weight.shape[1] > 1:
+        tape.freeze_tensors([call.args[0], weight], "a depthwise transposed convolution multiplies channels")
+        return torch.full((weight.shape[1] * groups,), -1)
+    return incoming
+
+
+def _over_channels(tape: Tape, findings: Findings, call: Call) -> None:
+    """Convolve along the channels themselves, as ECA does: each meets its neighbours among those that stay."""
+    x, weight, bias = call.args[:3]
+    tape.freeze_tensors([weight, bias], f"{call.name} runs over channels")
+    same = x.shape[2:] == call.out.shape[2:]
+    if not same:
+        tape.freeze_tensors([x], f"{call.name} runs over channels and changes their number")
+    mixes(tape, findings, call, [tape.read(x) if same else ()])
 
 
 def _produce(
@@ -54,26 +124,55 @@ def _produce(
     shape[1] = len(outgoing)
     tape.write(call.out, [outgoing.view(shape)])
     findings.contractions.append(Contracted(tensor, bias, call.out, output_axis, input_axis, positions))
+    operand = call.args[1] if call.name == "aten.addmm" else call.args[0]
+    findings.site(call, [tape.read(operand)], [], gathers=False)
 
 
 @rule(aten.mm, aten.addmm)
 def matrix_product(tape: Tape, findings: Findings, call: Call) -> None:
-    """Unite features with a linear layer's input axis; rows are positions and carry no channels."""
+    """Unite features with a linear layer's input axis; rows are positions, and may be channels that pass."""
     bias, x, weight = (None, *call.args[:2]) if call.func.overloadpacket is aten.mm else call.args[:3]
-    tape.only_along(x, {1}, call.name)
-    tape.unite(tape.along(x, 1, call.name), tape.along(weight, 0, call.name), call.name)
+    incoming = tape.along(x, 1, call.name)
+    tape.unite(incoming, tape.along(weight, 0, call.name), call.name)
     outgoing = tape.along(weight, 1, call.name)
+    rows = [own for own in tape.read(x) if varying(own) == {0}]
     _produce(tape, findings, call, (weight, bias, 1, 0), outgoing, x.shape[0] // findings.batch)
+    if rows:
+        tape.write(call.out, [*rows, *tape.read(call.out)], is_compact=True)
 
 
-@rule(aten.bmm)
+@rule(aten.bmm, aten.baddbmm)
 def batched_product(tape: Tape, findings: Findings, call: Call) -> None:
     """Unite the axes that are summed over; rows and columns go on. A weight repeated for a batch is a layer."""
-    left, right = call.args
-    tape.only_along(left, {1, 2}, call.name)
-    tape.only_along(right, {1, 2}, call.name)
-    tape.unite(tape.along(left, 2, call.name), tape.along(right, 1, call.name), call.name)
-    rows, columns = tape.along(left, 1, call.name), tape.along(right, 2, call.name)
-    tape.write(call.out, [rows.view(1, -1, 1), columns.view(1, 1, -1)])
+    added, left, right = (None, *call.args) if call.func.overloadpacket is aten.bmm else call.args[:3]
+    results: list[Tensor] = []
+    batches: list[Tensor] = []
+    summed: dict[int, Tensor] = {}
+    for number, (tensor, axis) in enumerate(((left, 2), (right, 1))):
+        for own in tape.read(tensor):
+            if axis in varying(own):
+                if 3 - axis in varying(own):
+                    first = own.amax(3 - axis, keepdim=True)
+                    tape.unite(first.expand_as(own), own, call.name)
+                    own = first
+                own = own if axis == 2 else own.transpose(1, 2)
+                summed[number] = tape.unite(summed[number], own, call.name) if number in summed else own
+            elif varying(own) == {0}:
+                batches = merge(tape, batches, own, call.name)
+                if not any(0 in varying(field) for field in tape.read(right if number == 0 else left)):
+                    tape.freeze(own, f"{call.name} meets a tensor of fixed size")
+            else:
+                results.append(own)
+    results += batches
+    if len(summed) == 2:
+        tape.unite(summed[0], summed[1], call.name)
+    for own in summed.values():
+        if len(summed) == 1:
+            tape.freeze(own, f"{call.name} meets a tensor of fixed size")
+    if added is not None and any(True for _ in tape.all_fields([added])):
+        tape.freeze_tensors([added], f"{call.name} adds channels")
+    tape.write(call.out, results, is_compact=True)
     positions = left.shape[0] * left.shape[1] // findings.batch
     findings.contractions.append(Contracted(right, None, call.out, 2, 1, positions, computed=False))
+    operand = left if added is None else added
+    findings.site(call, [tape.read(operand) if added is None else ()], [], gathers=False)

@@ -2,28 +2,86 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from prunus.graph.findings import Call, Findings, Normalised
+from prunus.graph.rules.mixing import mixes
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape
+from prunus.graph.tape import Tape, varying
 
 
-@rule(aten.native_batch_norm)
+@rule(aten.native_batch_norm, aten._native_batch_norm_legit)
 def batch_norm(tape: Tape, findings: Findings, call: Call) -> None:
     """BatchNorm treats channels apart: its affine parameters and running statistics meet them."""
-    x, tensors, out = call.args[0], tuple(call.args[1:5]), call.outputs[0]
-    tape.only_along(x, {1}, call.name)
-    channels = tape.along(x, 1, call.name)
+    x, out = call.args[0], call.outputs[0]
+    legit = len(call.args) < 8  # without running statistics
+    tensors = (call.args[1], call.args[2], None, None) if legit else tuple(call.args[1:5])
+    mixed = [own for own in tape.read(x) if varying(own) - {1}]
+    channels = None
+    for own in tape.read(x):
+        if varying(own) == {1}:
+            channels = own.reshape(-1)
     for tensor in tensors:
         if tensor is not None:
-            channels = tape.unite(channels, tape.along(tensor, 0, call.name), call.name)
+            labels = tape.along(tensor, 0, call.name)
+            if channels is not None or bool((labels >= 0).any()):
+                channels = labels if channels is None and mixed else tape.unite(
+                    _fixed(x.shape[1]) if channels is None else channels, labels, call.name
+                )
     shape = [1] * out.dim()
-    shape[1] = len(channels)
-    tape.write(out, [channels.view(shape)])
+    shape[1] = x.shape[1]
+    fields = [] if channels is None else [channels.view(shape)]
+    if mixed:
+        mixes(tape, findings, call, [(*fields, *mixed)])
+    else:
+        tape.write(out, fields)
+    for saved in call.outputs[1:]:
+        if channels is not None and saved.shape == channels.shape:
+            tape.write(saved, [channels])
     findings.norms.append(Normalised(x, out, (tensors[0], tensors[1], tensors[2], tensors[3]), float(call.args[-1])))
 
 
-@rule(aten.native_layer_norm, aten.native_group_norm)
-def mixing_norm(tape: Tape, findings: Findings, call: Call) -> None:
-    """LayerNorm and GroupNorm take their statistics over channels, so removing one changes the others: kept whole."""
-    tape.freeze_tensors(call.inputs, f"{call.name} mixes channels")
-    tape.write(call.outputs[0], tape.read(call.args[0]))
+def _fixed(size: int) -> Tensor:
+    return torch.full((size,), -1)
+
+
+@rule(aten.native_layer_norm, aten._fused_rms_norm)
+def layer_norm(tape: Tape, findings: Findings, call: Call) -> None:
+    """Take statistics over the last axes: over the channels that stay, where these run along them."""
+    x, shape = call.args[0], call.args[1]
+    first = x.dim() - len(shape)
+    fields = list(tape.read(x))
+    over = [own for own in fields if any(axis >= first for axis in varying(own))]
+    for tensor in call.args[2:4]:
+        if not isinstance(tensor, Tensor):
+            continue
+        for axis in range(len(shape)):
+            labels = tape.along(tensor, axis, call.name)
+            if any(first + axis in varying(own) for own in over):
+                tape.unite(tape.along(x, first + axis, call.name), labels, call.name)
+            else:
+                tape.freeze(labels, f"{call.name} meets a tensor of fixed size")
+    if over:
+        tape.is_risky = True
+        mixes(tape, findings, call, [tuple(fields)])
+    else:
+        tape.write(call.outputs[0], fields)
+
+
+@rule(aten.native_group_norm)
+def group_norm(tape: Tape, findings: Findings, call: Call) -> None:
+    """Take statistics over groups of channels, each of which keeps as many as the others."""
+    x, groups = call.args[0], call.args[6]
+    channels = tape.along(x, 1, call.name)
+    for tensor in call.args[1:3]:
+        if tensor is not None:
+            channels = tape.unite(channels, tape.along(tensor, 0, call.name), call.name)
+    out = channels.view([-1 if a == 1 else 1 for a in range(x.dim())])
+    if groups == len(channels):
+        tape.write(call.outputs[0], [out])
+        tape.is_risky = True
+        return
+    if groups > 1:
+        tape.pieces(channels.view(groups, -1), 0)
+    mixes(tape, findings, call, [(out,)] if bool((channels >= 0).any()) and len(channels) > 1 else [()])

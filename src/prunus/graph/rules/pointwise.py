@@ -14,19 +14,24 @@ FILLS = {aten.bernoulli_, aten.uniform_, aten.normal_, aten.fill_, aten.zero_}
 LIKES = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like}
 
 
-@rule(*FILLS, *LIKES, aten._to_copy, aten.copy_, aten._prelu_kernel)
+@rule(*FILLS, *LIKES, aten._to_copy, aten.copy_, aten._prelu_kernel, aten.native_dropout, aten.masked_fill)
 def pointwise(tape: Tape, findings: Findings, call: Call) -> None:
     """Element-wise: the labels of the operands that meet are the same channel."""
+    operands = [tensor for tensor in call.inputs if tensor.dim()]
     for out in call.outputs:
+        if len(operands) == 1 and operands[0].shape == out.shape:
+            tape.write(out, tape.read(operands[0]), is_compact=True)
+            continue
         rank = out.dim()
         merged: list[Tensor] = []
-        operands = [tensor for tensor in call.inputs if tensor.dim()]
         for operand in operands:
             for own in tape.read(operand):
-                aligned = own.reshape((1,) * (rank - own.dim()) + tuple(own.shape))
+                if any(own is other for other in merged):
+                    continue
+                aligned = own if own.dim() == rank else own.reshape((1,) * (rank - own.dim()) + tuple(own.shape))
                 refuse_fixed(tape, aligned, operands, rank, call.name)
                 merged = merge(tape, merged, aligned, call.name)
-        tape.write(out, merged)
+        tape.write(out, merged, is_compact=True)
 
 
 def merge(tape: Tape, fields: list[Tensor], new: Tensor, use: str) -> list[Tensor]:

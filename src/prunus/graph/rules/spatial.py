@@ -5,43 +5,101 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunus.graph.findings import Call, Findings, SizeAttribute
+from prunus.graph.findings import Call, Findings
+from prunus.graph.rules.mixing import mixes, reduced
+from prunus.graph.rules.movement import holder
 from prunus.graph.rules.table import aten, rule
 from prunus.graph.tape import Tape, varying
 
-
-@rule(
-    *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d),
-    *(aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.reflection_pad2d, aten.replication_pad2d),
+_POOLS = (
+    *(aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d),
+    *(aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.adaptive_avg_pool1d),
+    *(aten.adaptive_max_pool2d, aten.adaptive_max_pool3d),
 )
+_RESIZES = tuple(
+    getattr(aten, name)
+    for name in (
+        *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d"),
+        *("_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d"),
+        *("_upsample_bilinear2d_aa", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bicubic2d_aa"),
+    )
+)
+_PADS = tuple(getattr(aten, f"{kind}_pad{n}d") for kind in ("reflection", "replication") for n in (1, 2, 3))
+
+
+@rule(*_POOLS, *_RESIZES, *_PADS)
 def spatial(tape: Tape, findings: Findings, call: Call) -> None:
     """Rows and columns change, channels do not."""
     x = call.args[0]
-    tape.only_along(x, set(range(x.dim() - 2)), call.name)
+    rank = {"1": 1, "2": 2, "3": 3}[next(c for c in reversed(call.name) if c.isdigit())]
+    kept = set(range(x.dim() - rank))
+    tape.only_along(x, kept, call.name)
+    fields = [own for own in tape.read(x) if varying(own) & kept]
+    results = []
+    for own in fields:
+        for axis in varying(own) - kept:
+            first = own.amax(axis, keepdim=True)
+            tape.unite(first.expand_as(own), own, call.name)
+            own = first
+        results.append(own)
     for out in call.outputs:
-        tape.write(out, [own for own in tape.read(x) if varying(own) <= set(range(x.dim() - 2))])
+        tape.write(out, results)
 
 
-@rule(aten.mean, aten.sum, aten.amax, aten.amin)
+@rule(
+    *(aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.std_mean),
+    *(aten.linalg_vector_norm, aten.norm, aten.logsumexp, aten.prod, aten.argmax, aten.argmin, aten.any, aten.all),
+)
 def reduction(tape: Tape, findings: Findings, call: Call) -> None:
-    """Reduced axes go; channels that are reduced over are kept whole, since fewer of them give another value."""
-    x, out = call.args[0], call.out
-    given = call.arg(1, "dim")
+    """Reduced axes go; over channels, the value is that of those that stay."""
+    x, out = call.args[0], call.outputs[0]
+    place = 2 if call.func.overloadpacket in (aten.linalg_vector_norm, aten.norm) else 1
+    given = call.arg(place, "dim")
     dims = set(range(x.dim())) if given is None or given == [] else {d % x.dim() for d in _as_list(given)}
-    kept = out.dim() == x.dim()
-    fields = []
+    fields, mixed = [], False
     for own in tape.read(x):
-        if varying(own) & dims:
-            tape.freeze(own, f"{call.name} runs over channels")
+        left = reduced(tape, own, dims, call.name)
+        if left is None:
+            mixed = True
         else:
-            fields.append(own if kept else own.squeeze(tuple(sorted(dims))))
-    tape.write(out, fields)
+            fields.append(left if out.dim() == x.dim() else left.squeeze(tuple(sorted(dims))))
+    if any(own.dim() != out.dim() for own in fields):
+        fields = []
+    if mixed and call.func.overloadpacket in (aten.argmax, aten.argmin, aten.max, aten.min) and len(call.outputs) != 1:
+        tape.freeze_tensors([x], f"{call.name} returns which channel it was")
+    if mixed and call.func.overloadpacket in (aten.argmax, aten.argmin):
+        tape.freeze_tensors([x], f"{call.name} returns which channel it was")
+    if mixed:
+        mixes(tape, findings, call, [tuple(fields)] * len(call.outputs))
+    else:
+        for result in call.outputs:
+            tape.write(result, fields)
 
 
 def _as_list(value: Any) -> list[int]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@rule(aten._softmax, aten._log_softmax, aten.cumsum)
+def over_one_axis(tape: Tape, findings: Findings, call: Call) -> None:
+    """Over channels, computed over those that stay; over other axes, element by element."""
+    x, axis = call.args[0], call.args[1] % call.args[0].dim()
+    fields = []
+    over = False
+    for own in tape.read(x):
+        if varying(own) - {axis} and axis in varying(own) and own.shape[axis] < max(own.shape):
+            first = own.amax(axis, keepdim=True)  # a softmax over pieces: their channels meet
+            tape.unite(first.expand_as(own), own, call.name)
+            fields.append(first)
+        else:
+            over = over or axis in varying(own)
+            fields.append(own)
+    if over:
+        mixes(tape, findings, call, [tuple(fields)])
+    else:
+        tape.write(call.out, fields, is_compact=True)
 
 
 @rule(aten.constant_pad_nd)
@@ -51,38 +109,28 @@ def constant_pad(tape: Tape, findings: Findings, call: Call) -> None:
     fields = list(tape.read(x))
     for back in range(len(pads) // 2):
         axis, pair = x.dim() - 1 - back, (pads[2 * back], pads[2 * back + 1])
-        if pair == (0, 0) or not any(axis in varying(own) for own in fields):
+        if pair == (0, 0):
             continue
-        margins = _margins(tape, findings, pair)
         for number, own in enumerate(fields):
-            if varying(own) == {axis} and margins is not None:
-                shape = [1] * x.dim()
-                shape[axis] = -1
-                fields[number] = torch.cat([margins[0].view(shape), own, margins[1].view(shape)], axis)
-            elif axis in varying(own):
-                tape.freeze(own, f"{call.name} pads it by a number that no attribute of the module stores")
-                fields[number] = torch.nn.functional.pad(
-                    own, [p if x.dim() - 1 - i // 2 == axis else 0 for i, p in enumerate(pads)], value=-1
-                )
+            if axis in varying(own):
+                fields[number] = _padded(tape, findings, call, own, axis, pair)
     tape.write(out, fields)
 
 
-def _margins(tape: Tape, findings: Findings, pair: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """Give the channels of padding labels of their own if the running module stores their number as a tuple."""
-    if min(pair) < 0 or not tape.modules:
-        return None
-    name, module = tape.modules[-1]
-    attribute = _attribute_equal_to(module, pair)
-    if attribute is None:
-        return None
-    for known in findings.sizes:
-        if known.module == name and known.attribute == attribute:
-            return known.parts[0], known.parts[1]
-    parts = tuple(tape.new_labels("", 0, size) for size in pair)
-    findings.sizes.append(SizeAttribute(name, attribute, parts))
-    return parts[0], parts[1]
-
-
-def _attribute_equal_to(module: nn.Module, value: tuple[int, ...]) -> str | None:
-    names = [name for name, held in vars(module).items() if isinstance(held, tuple) and held == value]
-    return names[0] if len(names) == 1 else None
+def _padded(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int, pair: tuple[int, int]) -> Tensor:
+    """Put margins beside a field: channels of their own where a module stores how many, positions that stay else."""
+    tape.is_risky = True
+    margins = [torch.full((max(size, 0),), -1) for size in pair]
+    if varying(own) != {axis} or min(pair) < 0:
+        tape.freeze(own, f"{call.name} cuts or pads it by a fixed number")
+    elif (held := holder(tape, list(pair))) is not None and not tape.hinted("tied"):
+        made = findings.size_parts(*held)
+        margins = list(made or (tape.new_labels("", 0, size) for size in pair))
+        if made is None:
+            findings.note_size(*held, tuple(margins))
+    shape = [-1 if a == axis else 1 for a in range(own.dim())]
+    if min(pair) < 0:
+        pads = [p if own.dim() - 1 - i // 2 == axis else 0 for i, p in enumerate(call.args[1])]
+        return torch.nn.functional.pad(own, pads, value=-1)
+    sides = [margin.view(shape).expand([-1 if a == axis else n for a, n in enumerate(own.shape)]) for margin in margins]
+    return torch.cat([sides[0], own, sides[1]], axis)

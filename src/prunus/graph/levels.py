@@ -1,0 +1,106 @@
+"""Widths whose channels all count together: the smaller network itself says how many may stay where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import gcd
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from prunus.graph.assemble import Assembly
+from prunus.graph.sizes import shaped
+from prunus.graph.tape import Hints
+
+if TYPE_CHECKING:
+    from prunus.graph.settle import Recording, Runner
+    from prunus.graph.sizes import Repairs
+
+STEPS = 16
+"""How many widths are tried at most."""
+
+
+def find_levels(
+    model: nn.Module, runner: Runner, recording: Recording, assembly: Assembly, repairs: Repairs, hints: Hints
+) -> Assembly:
+    """Give the bundles that hold a whole width the counts that narrower networks were seen to have.
+
+    A shuffle of odd halves ties all channels of a stage together. The stage is then made narrower as a whole, and the
+    narrow network traced: it has so many channels that run through these layers, so many through those. As many of the
+    wide network's may stay.
+    """
+    tied = {bundle: _unit(assembly, bundle) for bundle in assembly.tied}
+    tied = {bundle: unit for bundle, unit in tied.items() if unit > 1}
+    if not tied:
+        return assembly
+    levels: dict[int, list[dict[int, int]]] = {bundle: [_counts(assembly, bundle)] for bundle in tied}
+    for step in range(STEPS - 1, 0, -1):
+        widths = {b: unit * step // STEPS for b, unit in tied.items() if unit * step // STEPS >= 1}
+        found = _try(model, runner, assembly, widths, {b: tied[b] for b in widths}, repairs, recording, hints)
+        for bundle, counts in found.items():
+            above = levels[bundle][0]
+            rising = counts.keys() == above.keys() and all(0 < counts[s] <= above[s] for s in counts)
+            if rising and counts != above:
+                levels[bundle].insert(0, counts)
+    known = {bundle: rows for bundle, rows in levels.items() if len(rows) > 1}
+    return Assembly(recording.traced, known) if known else assembly
+
+
+def _components(assembly: Assembly, bundle: int) -> np.ndarray:
+    return np.flatnonzero(assembly.traced.layout.bundle == bundle)
+
+
+def _counts(assembly: Assembly, bundle: int) -> dict[int, int]:
+    return dict(Counter(map(int, assembly.traced.layout.signature[_components(assembly, bundle)])))
+
+
+def _unit(assembly: Assembly, bundle: int) -> int:
+    """Return into how many equal steps every width that lies in this bundle can be cut."""
+    layout = assembly.traced.layout
+    sizes = []
+    for owner in assembly.traced.tape.owners:
+        run = layout.bundle[layout.component[owner.start : owner.start + owner.size]]
+        inside = int((run == bundle).sum())
+        if inside:
+            sizes.append(inside)
+    return gcd(*sizes) if sizes else 1
+
+
+def _try(
+    model: nn.Module,
+    runner: Runner,
+    assembly: Assembly,
+    widths: dict[int, int],
+    units: dict[int, int],
+    repairs: Repairs,
+    recording: Recording,
+    hints: Hints,
+) -> dict[int, dict[int, int]]:
+    """Trace the network with these bundles narrower; return how many components of each signature it has."""
+    layout, tape = assembly.traced.layout, assembly.traced.tape
+    shapes = {name: list(tensor.shape) for name, tensor in assembly.traced.state.tensors.items()}
+    for owner in tape.owners:
+        if not owner.tensor:
+            return {}
+        run = layout.bundle[layout.component[owner.start : owner.start + owner.size]]
+        length = shapes[owner.tensor][owner.axis]
+        for bundle, width in widths.items():
+            inside = int((run == bundle).sum())
+            blocks = owner.size // length if length and owner.size > length else 1
+            shapes[owner.tensor][owner.axis] -= (inside - inside // units[bundle] * width) // blocks
+    graph = assembly.graph()
+    if graph.settings or repairs.accepted:
+        return {}
+    small = shaped(model, {name: tuple(shape) for name, shape in shapes.items()}, graph.keep_all(), ())
+    try:
+        traced = runner.record(small, hints).traced
+    except Exception:  # the network cannot be so narrow
+        return {}
+    seen = Counter(map(int, traced.layout.signature))
+    found: dict[int, dict[int, int]] = {}
+    for bundle in widths:
+        own = _counts(assembly, bundle)
+        if all(seen[signature] for signature in own):
+            found[bundle] = {signature: seen[signature] for signature in own}
+    return found

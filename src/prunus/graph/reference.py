@@ -1,0 +1,134 @@
+"""Run the original with the removed channels silenced: what a pruned network must equal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.errors import TraceError
+from prunus.graph.channels import ChannelGraph, Ids, Keep, Site
+from prunus.graph.findings import tensors_in
+
+_OPERANDS = {"aten.addmm": 1, "aten.baddbmm": 1}
+
+
+class ReferenceMode(TorchDispatchMode):
+    """Silences removed channels where a layer consumes them, and computes statistics over the kept ones alone."""
+
+    def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.keep = keep
+        self.sites = {(site.op, site.index): site for site in graph.sites}
+        self.counts: Counter[str] = Counter()
+        self.met = 0
+        self.mixing: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func.overloadpacket)
+        site = self.sites.get((name, self.counts[name]))
+        self.counts[name] += 1
+        if site is None:
+            return func(*args, **(kwargs or {}))
+        self.met += 1
+        if site.gathers:
+            return self._gathered(func, args, kwargs or {}, site)
+        if site.operands[0]:
+            place = _OPERANDS.get(name, 0)
+            mask = self._mask(site.operands[0], args[place])
+            args = [*args]
+            args[place] = args[place] * torch.from_numpy(mask).to(args[place].device)
+        return func(*args, **(kwargs or {}))
+
+    def _mask(self, fields: tuple[Ids, ...], tensor: Tensor) -> Any:
+        mask = np.ones((1,) * tensor.dim(), np.bool_)
+        for field in fields:
+            if field.ndim != tensor.dim() or any(n not in (1, m) for n, m in zip(field.shape, tensor.shape, strict=True)):
+                raise TraceError("the network runs differently on these inputs than it did when it was traced.")
+            mask = mask & self.keep[field]
+        return mask
+
+    def _gathered(self, func: Any, args: Any, kwargs: dict[str, Any], site: Site) -> Any:
+        """Run an operation on what stays of its operands, and put the result where it came from."""
+        if not any(bool((~self.keep[own]).any()) for fields in site.operands for own in fields):
+            return func(*args, **kwargs)
+        self.mixing.append(site.op)
+        operands = iter(site.operands)
+        args = _mapped(args, lambda tensor: self._taken(tensor, next(operands)))
+        args = _resized(site.op, list(args))
+        out = func(*args, **kwargs)
+        results = [
+            self._put_back(result, fields)
+            for result, fields in zip(tensors_in(out), (*site.results, *[()] * 9), strict=False)
+        ]
+        return results[0] if isinstance(out, Tensor) else type(out)(results)
+
+    def _taken(self, tensor: Tensor, fields: tuple[Ids, ...]) -> Tensor:
+        self._mask(fields, tensor)
+        shape = list(tensor.shape)
+        for field in fields:
+            axes = [axis for axis, size in enumerate(field.shape) if size > 1]
+            kept = self.keep[field]
+            if len(axes) == 1:
+                index = torch.from_numpy(np.flatnonzero(kept)).to(tensor.device)
+                tensor = tensor.index_select(axes[0], index)
+                shape[axes[0]] = len(index)
+                continue
+            run = _carrier(kept)
+            shape[run] = int(kept.sum()) // (kept.size // kept.shape[run])
+            mask = torch.from_numpy(np.broadcast_to(kept, tensor.shape).copy()).to(tensor.device)
+            order = [a for a in range(tensor.dim()) if a != run] + [run]
+            moved = tensor.permute(order)[mask.permute(order)].reshape([shape[a] for a in order])
+            tensor = moved.permute([order.index(a) for a in range(tensor.dim())])
+        return tensor
+
+    def _put_back(self, tensor: Tensor, fields: tuple[Ids, ...]) -> Tensor:
+        if not fields:
+            return tensor
+        shape = list(tensor.shape)
+        mask = np.ones((1,) * tensor.dim(), np.bool_)
+        run = 0
+        for field in fields:
+            for axis, size in enumerate(field.shape):
+                if size > 1:
+                    shape[axis] = size
+            mask = mask & self.keep[field]
+            run = _carrier(self.keep[field])
+        full = tensor.new_zeros(shape)
+        order = [a for a in range(tensor.dim()) if a != run] + [run]
+        flags = torch.from_numpy(np.broadcast_to(mask, shape).copy()).to(tensor.device)
+        full.permute(order)[flags.permute(order)] = tensor.permute(order).reshape(-1)
+        return full
+
+
+def _carrier(kept: Any) -> int:
+    """Return the axis that is shortened: along the others every index keeps as many."""
+    axes = [axis for axis, size in enumerate(kept.shape) if size > 1]
+    if len(axes) == 1:
+        return int(axes[0])
+    for axis in sorted(axes, key=lambda a: (-kept.shape[a], -a)):
+        counts = kept.sum(axis=axis)
+        if (counts == counts.flat[0]).all():
+            return int(axis)
+    raise TraceError("the pieces of a tensor keep different numbers of channels.")
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(item, change) for item in value])
+    return value
+
+
+def _resized(op: str, args: list[Any]) -> list[Any]:
+    """Change the arguments that count channels to what stays of the operands."""
+    if op in ("aten.native_layer_norm", "aten._fused_rms_norm"):
+        args[1] = list(args[0].shape[args[0].dim() - len(args[1]) :])
+    elif op == "aten.native_group_norm":
+        args[4] = args[0].shape[1]
+    return args

@@ -1,0 +1,224 @@
+"""Run a model under a watch that sees every operation, on the meta device or on real inputs, and leave it as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from prunus.graph.findings import Call, Findings, tensors_in
+from prunus.graph.rules import apply
+from prunus.graph.shapes import result_of
+from prunus.graph.tape import Tape
+
+Modules = list[tuple[str, nn.Module]]
+
+
+class LabelMode(TorchDispatchMode):
+    """Sees every ATen operation that the model makes and carries labels through it."""
+
+    def __init__(self, tape: Tape, findings: Findings, steps: list[tuple[Call, tuple[str, nn.Module] | None]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.tape = tape
+        self.findings = findings
+        self.steps = steps
+        self.is_meta = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = None
+        if self.is_meta:
+            args, kwargs = on_meta(args, kwargs)
+            out = result_of(func, args, kwargs)
+        if out is None:
+            out = func(*args, **kwargs)
+        call = Call(func, args, kwargs, out)
+        tape = self.tape
+        tape.op = call.name
+        tape.calls += 1
+        self.findings.counts[tape.op] += 1
+        self.steps.append((call, tape.modules[-1] if tape.modules else None))
+        apply(tape, self.findings, call)
+        return out
+
+
+class FunctionMode(TorchFunctionMode):
+    """Sends tensors that are made in forward to the meta device, and hears of the calls whose numbers hide sizes."""
+
+    def __init__(self, tape: Tape | None, *, is_meta: bool) -> None:
+        super().__init__()
+        self.tape = tape
+        self.is_meta = is_meta
+        self.made = _device_constructors() if is_meta else frozenset()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.made:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        elif self.tape is not None:
+            watch = _HIDING.get(func)
+            if watch is not None:
+                with _disable_current_modes():
+                    watch(self.tape, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _attention(tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Freeze what is summed over in attention that divides by the root of its length, which would change."""
+    if kwargs.get("scale") is None and len(args) >= 2:
+        tape.op = "scaled_dot_product_attention"
+        for tensor in (args[0], args[1]):
+            for own in tape.read(tensor):
+                if own.shape[-1] > 1:
+                    tape.freeze(own, "attention divides by the root of the length of its queries")
+
+
+def _multi_head(tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    tape.op = "multi_head_attention_forward"
+    for tensor in tensors_in(list(args)):
+        tape.freeze_tensors([tensor], "nn.MultiheadAttention divides by the root of a stored width")
+
+
+_HIDING: dict[Any, Callable[[Tape, Sequence[Any], Mapping[str, Any]], None]] = {
+    torch.nn.functional.scaled_dot_product_attention: _attention,
+    torch.nn.functional.multi_head_attention_forward: _multi_head,
+}
+
+
+def on_meta(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments with every tensor and device on the meta device."""
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    if any(t.device.type != "meta" for t in tensors_in(args)):
+        args = _moved(args)
+    return args, kwargs
+
+
+def _moved(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.device.type == "meta" else torch.empty_like(value, device="meta")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(item) for item in value)
+    return value
+
+
+def run(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    args: Sequence[Any],
+    modes: Sequence[Any],
+    modules: Modules,
+    *,
+    training: bool,
+) -> Any:
+    """Run the model once in one mode with `state` for its tensors, and give it back its modes and random state."""
+    with _restored(model, training), _module_stack(model, modules), torch.no_grad(), attention_by_products():
+        stack = [mode.__enter__() for mode in modes]
+        try:
+            return functional_call(model, dict(state), tuple(args))
+        finally:
+            for mode in reversed(stack):
+                mode.__exit__(None, None, None)
+
+
+@contextmanager
+def attention_by_products() -> Iterator[None]:
+    """Let attention run as the products and the softmax that it is made of."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _restored(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put every module in one mode; give each its own back, and the random states theirs."""
+    before = [(module, module.training) for module in model.modules()]
+    state, python = torch.get_rng_state(), random.getstate()
+    for module, _ in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, value in before:
+            module.training = value
+        torch.set_rng_state(state)
+        random.setstate(python)
+
+
+@contextmanager
+def _module_stack(model: nn.Module, stack: Modules) -> Iterator[None]:
+    """Keep `stack` the modules that are running, outermost first, while the context is open."""
+    handles = []
+
+    def enter(name: str) -> Any:
+        return lambda module, _args: stack.append((name, module))
+
+    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+        stack.pop()
+
+    stack.clear()
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def meta_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer as an empty meta tensor; names that share a tensor share it here too."""
+    known: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in known:
+            known[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        state[name] = known[id(tensor)]
+    return state
+
+
+def real_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter itself and a copy of every buffer, since training mode writes into these."""
+    known: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.clone()
+        state[name] = known[id(tensor)]
+    return state
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return every parameter and buffer by all its names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def sized(value: Any, batch: int | None, old: int, *, is_meta: bool) -> Any:
+    """Return an argument, or what is nested in it, with `batch` examples in place of `old`; None leaves it."""
+    if isinstance(value, dict):
+        return {key: sized(item, batch, old, is_meta=is_meta) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(sized(item, batch, old, is_meta=is_meta) for item in value)
+    if not isinstance(value, Tensor):
+        return value
+    count = value.shape[0] if value.dim() and (batch is None or value.shape[0] != old) else batch
+    if is_meta:
+        shape = (count, *value.shape[1:]) if value.dim() else ()
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    if not value.dim() or count is None or count == value.shape[0]:
+        return value.clone()
+    return torch.cat([value] * -(-count // value.shape[0]))[:count].clone()

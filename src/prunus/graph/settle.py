@@ -1,0 +1,188 @@
+"""Trace a network, then run smaller ones to see that the sizes in the user's code follow; settle what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunus.errors import TraceError
+from prunus.graph.assemble import Assembly, State, Traced
+from prunus.graph.channels import ChannelGraph
+from prunus.graph.findings import Call, Findings, tensors_in
+from prunus.graph.levels import find_levels
+from prunus.graph.running import FunctionMode, LabelMode, meta_state, named_tensors, real_state, run, sized
+from prunus.graph.sizes import Attempt, Repairs, first_problem
+from prunus.graph.tape import Hints, Tape
+
+ROUNDS = 100
+"""How often a network is traced anew at most before everything that is still in doubt is kept whole."""
+
+Steps = list[tuple[Call, tuple[str, nn.Module] | None]]
+
+
+@dataclasses.dataclass
+class Recording:
+    """A trace with the steps of both modes, and what the model was run on."""
+
+    traced: Traced
+    steps: dict[bool, Steps]
+    is_meta: bool
+
+
+class Runner:
+    """Runs one model on labels, as often as asked, in both modes and on the inputs that it takes."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+        self.old = batch_of(args)
+        self.is_meta = True
+        self.batch: int | None = 1
+
+    def record(self, model: nn.Module, hints: Hints | None = None) -> Recording:
+        """Trace the model once; fall back to its whole batch, then to real inputs, where it needs them."""
+        first: Exception | None = None
+        for is_meta, batch in ((True, 1), (True, None), (False, None)):
+            if (is_meta and not self.is_meta) or (batch is not None and self.batch is None):
+                continue  # an earlier trace of this network has shown that this does not do
+            try:
+                recording = self._record(model, hints or Hints(), is_meta, batch)
+            except TraceError:
+                raise
+            except Exception as error:
+                first = first or error
+                last = error
+                continue
+            self.is_meta, self.batch = is_meta, batch
+            return recording
+        raise TraceError(_refusal(last, self.args)) from first
+
+    def _record(self, model: nn.Module, hints: Hints, is_meta: bool, batch: int | None) -> Recording:
+        tape = Tape(hints)
+        state = meta_state(model) if is_meta else real_state(model)
+        groups = {
+            f"{name}.weight" if name else "weight": module.groups
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.conv._ConvNd)
+        }
+        labelled: set[int] = set()
+        for name, tensor in state.items():
+            if id(tensor) not in labelled:
+                labelled.add(id(tensor))
+                count = groups.get(name, 1)
+                tape.label_tensor(name, tensor, count if tensor.dim() > 2 and tensor.shape[0] != count else 1)
+        steps: dict[bool, Steps] = {}
+        found = {}
+        for training in (False, True):
+            count = self.old if batch is None else batch
+            findings = Findings(batch=(2 if training else 1) * count)
+            findings.sizes = found[False].sizes if training else []
+            steps[training] = []
+            self.once(model, state, tape, findings, steps[training], training=training, is_meta=is_meta, batch=batch)
+            found[training] = findings
+        if hints.whole:
+            tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({hints.whole[0]})")
+        parameters = frozenset(name for name, _ in model.named_parameters())
+        saved = frozenset(model.state_dict(keep_vars=True))
+        traced = Traced.of(model, tape, found[False], found[True], State(state, parameters, saved))
+        return Recording(traced, steps, is_meta)
+
+    def once(
+        self,
+        model: nn.Module,
+        state: dict[str, Tensor],
+        tape: Tape,
+        findings: Findings,
+        steps: Steps,
+        *,
+        training: bool,
+        is_meta: bool,
+        batch: int | None,
+    ) -> None:
+        """Run the model once in one mode and freeze what reaches its outputs."""
+        tape.mode, tape.calls = ("train" if training else "eval"), 0
+        mode = LabelMode(tape, findings, steps)
+        mode.is_meta = is_meta
+        args = self.inputs(training, is_meta=is_meta, batch=batch)
+        modes = (FunctionMode(tape, is_meta=is_meta), mode)
+        result = run(model, state, args, modes, tape.modules, training=training)
+        tape.modules.clear()
+        tape.op = ""
+        outputs = [leaf for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
+        tape.freeze_tensors(outputs, "it is an output of the model")
+
+    def inputs(self, training: bool, *, is_meta: bool, batch: int | None) -> list[Any]:
+        """Return the arguments for one run: twice the batch in training, where BatchNorm refuses one value a channel."""
+        count = None if batch is None and not training else (2 if training else 1) * (batch or self.old)
+        return [sized(arg, count, self.old, is_meta=is_meta) for arg in self.args]
+
+
+def settled(model: nn.Module, args: tuple[Any, ...]) -> ChannelGraph:
+    """Trace a model until what a smaller one does agrees with what the trace says."""
+    _refuse(model)
+    runner = Runner(args)
+    hints, repairs = Hints(), Repairs()
+    problem = None
+    for _ in range(ROUNDS):
+        recording = runner.record(model, hints)
+        assembly = Assembly(recording.traced, {})
+        assembly = find_levels(model, runner, recording, assembly, repairs, hints)
+        graph = dataclasses.replace(assembly.graph(), runner=runner, hints=hints)
+        if not recording.traced.tape.is_risky or not graph.groups:
+            return graph
+        problem = first_problem(Attempt(model, runner, recording, assembly, graph, repairs))
+        if problem is None:
+            settings = repairs.settings(recording.steps, assembly)
+            return dataclasses.replace(graph, settings=(*graph.settings, *settings))
+        repairs.resolve(problem, recording, hints)
+        if hints.whole:
+            break
+    if not hints.whole:
+        hints.whole.append(problem.error if problem else "")
+    return Assembly(runner.record(model, hints).traced).graph()
+
+
+def batch_of(args: Sequence[Any]) -> int:
+    """Return how many examples the first tensor argument holds."""
+    tensors = [leaf for leaf in tree_leaves(list(args)) if isinstance(leaf, Tensor)]
+    if not tensors or not tensors[0].dim():
+        raise TraceError(
+            "example_inputs holds no tensor with a batch axis; give one such as torch.randn(1, 3, 32, 32)."
+        )
+    return int(tensors[0].shape[0])
+
+
+def _plain(result: Any) -> Any:
+    """Return a result's parts; those of a dataclass or a dict-like object too, which the tree library may not know."""
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return [getattr(result, f.name) for f in dataclasses.fields(result)]
+    if hasattr(result, "values") and not isinstance(result, Tensor):
+        return [_plain(value) for value in result.values()]
+    if isinstance(result, (list, tuple)):
+        return [_plain(value) for value in result]
+    return result
+
+
+def _refuse(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("this is a TorchScript module, whose code cannot be followed; give the module it was made of.")
+    if hasattr(model, "_orig_mod"):
+        raise TraceError(
+            "this module was compiled; give what was compiled, model._orig_mod, and compile the pruned network again."
+        )
+    for name, _ in named_tensors(model):
+        if isinstance(_, nn.parameter.UninitializedTensorMixin):
+            raise TraceError(f"{name} has no shape yet; run the model once on real inputs before it is pruned.")
+
+
+def _refusal(error: Exception, args: tuple[Any, ...]) -> str:
+    shapes = [tuple(tensor.shape) for tensor in tensors_in(list(args))]
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"the model could not be run, neither on channel labels nor on its real inputs: {text}. It was given inputs of "
+        f"shapes {shapes}; check example_inputs: model(*example_inputs) should run in evaluation and training mode."
+    )

@@ -1,0 +1,85 @@
+"""The results of the commonest operations as empty tensors, without asking the meta device: it takes a while there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+_UNARY = {
+    getattr(aten, name).default
+    for name in (
+        *("relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh", "gelu", "mish", "leaky_relu", "clone"),
+        *("hardtanh", "elu", "relu6", "exp", "sqrt", "rsqrt", "neg", "softplus"),
+    )
+    if hasattr(aten, name)
+}
+_BINARY = {getattr(aten, name).Tensor for name in ("add", "mul", "sub", "div")}
+_IN_PLACE = {
+    *(getattr(aten, name).default for name in ("relu_", "hardswish_", "hardsigmoid_", "silu_", "sigmoid_", "hardtanh_")),
+    *(getattr(aten, name).Tensor for name in ("add_", "mul_", "sub_", "div_")),
+}
+
+
+def _empty(like: Tensor, shape: Any) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, *rest: Any) -> Any:
+    transposed, groups = rest[0], rest[2]
+    if transposed or x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:
+        return None
+    if weight.shape[0] % groups:
+        return None
+    sizes = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    return _empty(x, (x.shape[0], weight.shape[0], *sizes)) if min(sizes, default=1) > 0 else None
+
+
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any) -> Any:
+    sizes = {t.shape[0] for t in (weight, bias, mean, var) if t is not None}
+    if sizes - {x.shape[1]} or (mean is None and not training):
+        return None
+    kept = x.shape[1] if training else 0
+    return _empty(x, x.shape), _empty(x, (kept,)), _empty(x, (kept,))
+
+
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: _convolution,
+    aten.native_batch_norm.default: _batch_norm,
+}
+
+
+def result_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what an operation on meta tensors gives, or None where the operation must be asked itself."""
+    special = _SPECIAL.get(func)
+    if special is not None:
+        return special(*args) if not kwargs else None
+    if func in _UNARY:
+        return _empty(args[0], args[0].shape) if args[0].is_floating_point() else None
+    if func in _IN_PLACE or func in _BINARY:
+        first = args[0]
+        second = args[1] if len(args) > 1 else None
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return None
+        if isinstance(second, Tensor):
+            if second.shape != first.shape and func in _IN_PLACE:
+                return None
+            if second.dtype != first.dtype or (second.shape != first.shape and 0 in (first.dim(), second.dim())):
+                return None
+        if func in _IN_PLACE:
+            return first
+        shape = first.shape
+        if isinstance(second, Tensor) and second.shape != shape:
+            try:
+                shape = torch.broadcast_shapes(first.shape, second.shape)
+            except RuntimeError:
+                return None
+        return _empty(first, shape)
+    return None

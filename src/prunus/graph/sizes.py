@@ -1,0 +1,324 @@
+"""Numbers that the user's code fixes: found by running a smaller network, repaired where a module stores them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.graph.assemble import Assembly
+from prunus.graph.channels import ChannelGraph, Ids, Keep, SizeSetting
+from prunus.graph.fitting import fit, put
+from prunus.graph.places import Place, place_of_call
+from prunus.graph.running import FunctionMode, on_meta, run
+from prunus.graph.shapes import result_of
+from prunus.graph.tape import Hints, varying
+
+if TYPE_CHECKING:
+    from prunus.graph.findings import Call
+    from prunus.graph.settle import Recording, Runner, Steps
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A trace, the graph that it gives, and what is repaired so far: what a smaller network is made by."""
+
+    model: nn.Module
+    runner: Runner
+    recording: Recording
+    assembly: Assembly
+    graph: ChannelGraph
+    repairs: Repairs
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The first step of a smaller network that does not fit: where, and the modules that were running."""
+
+    training: bool
+    index: int
+    place: Place
+    modules: tuple[tuple[str, nn.Module], ...]
+    error: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An attribute of all modules of a class that holds a size which an operation of theirs has along some axis."""
+
+    kind: type[nn.Module]
+    attribute: str
+    index: int | str | None
+    op: str
+    spot: tuple[Any, ...]
+
+
+@dataclass
+class Repairs:
+    """What was learnt about stored numbers: the repairs that helped, and those that were tried at a place."""
+
+    accepted: list[Repair] = field(default_factory=list)
+    tried: set[tuple[str, str, Place]] = field(default_factory=set)
+    last: tuple[int, int] | None = None
+
+    def settings(self, steps: Mapping[bool, Steps], assembly: Assembly) -> tuple[SizeSetting, ...]:
+        """Return what every module stores that a repair speaks of."""
+        found: dict[tuple[str, str, int | str | None], SizeSetting] = {}
+        for repair in self.accepted:
+            for training in (False, True):
+                for call, running in steps[training]:
+                    if call.name != repair.op or running is None:
+                        continue
+                    for name, module in _near(running, assembly):
+                        if type(module) is not repair.kind:
+                            continue
+                        part = _part(call, repair.spot, assembly)
+                        if part is None or _held(module, repair.attribute, repair.index) != len(part):
+                            continue
+                        key = (name, repair.attribute, repair.index)
+                        found.setdefault(
+                            key,
+                            SizeSetting(name, repair.attribute, (part,), repair.index, repair.index is None),
+                        )
+                        break
+        return tuple(found.values())
+
+    def resolve(self, problem: Problem, recording: Recording, hints: Hints) -> None:
+        """Try the next way to take the step that did not fit: a stored number, the other axis, keeping it whole."""
+        call, _ = recording.steps[problem.training][problem.index]
+        for spot, size in _spots(call, recording):
+            for _name, module in reversed(problem.modules):
+                for attribute, index in _holders(module, size):
+                    repair = Repair(type(module), attribute, index, call.name, spot)
+                    key = (type(module).__qualname__, f"{attribute}.{index}.{spot}", problem.place)
+                    if repair not in self.accepted and key not in self.tried:
+                        self.tried.add(key)
+                        self.accepted.append(repair)
+                        return
+        taken = hints.taken.setdefault((problem.place, call.name), set())
+        for how in ("swapped", "tied", "frozen"):
+            fits = {"swapped": "view" in call.name, "tied": "split" in call.name or "pad" in call.name}.get(how, True)
+            if fits and how not in taken:
+                taken.add(how)
+                return
+        _freeze_all(problem, recording, hints)
+
+
+def _freeze_all(problem: Problem, recording: Recording, hints: Hints) -> None:
+    """Keep everything: this place was taken every way and still does not fit."""
+    for op in {call.name for call, _ in recording.steps[problem.training]}:
+        hints.taken.setdefault((problem.place, op), set()).add("frozen")
+    hints.whole.append(problem.error)
+
+
+def _near(running: tuple[str, nn.Module], assembly: Assembly) -> list[tuple[str, nn.Module]]:
+    """Return the module that runs and those that hold it, innermost first."""
+    name, module = running
+    found = [(name, module)]
+    while name:
+        name = name.rpartition(".")[0]
+        found.append((name, assembly.modules[name]))
+    return found
+
+
+def _holders(module: nn.Module, size: int) -> list[tuple[str, int | str | None]]:
+    """List the attributes of a user's module that equal a size, or hold it in a tuple, list or dict."""
+    if type(module).__module__.startswith("torch.nn"):
+        return []
+    found: list[tuple[str, int | str | None]] = []
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training" or isinstance(value, bool):
+            continue
+        if type(value) is int and value == size:
+            found.append((name, None))
+        elif isinstance(value, (list, tuple)) and all(type(item) is int for item in value):
+            found += [(name, i) for i, item in enumerate(value) if item == size]
+        elif isinstance(value, dict):
+            found += [(name, key) for key, item in value.items() if type(item) is int and item == size]
+    return found
+
+
+def _held(module: nn.Module, attribute: str, index: int | str | None) -> int | None:
+    value = getattr(module, attribute, None)
+    try:
+        value = value if index is None else value[index]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return value if type(value) is int else None
+
+
+def _spots(call: Call, recording: Recording) -> list[tuple[tuple[Any, ...], int]]:
+    """List where along this step's tensors channels run, and how many there are: what a stored number may equal."""
+    tape = recording.traced.tape
+    found: list[tuple[tuple[Any, ...], int]] = []
+    for kind, tensors in (("out", call.outputs), ("in", call.inputs)):
+        for number, tensor in enumerate(tensors):
+            axes = sorted({axis for own in tape.read(tensor) for axis in varying(own)})
+            found += [((kind, number, axis), int(tensor.shape[axis])) for axis in axes]
+    if call.name == "aten.slice":
+        found += [(("first", bound), bound) for bound in call.args[2:4] if type(bound) is int and bound > 0]
+    seen: set[int] = set()
+    return [(spot, size) for spot, size in found if not (size in seen or seen.add(size))]  # type: ignore[func-returns-value]
+
+
+def _part(call: Call, spot: tuple[Any, ...], assembly: Assembly) -> Ids | None:
+    """Return the channel ids that a spot of a step counts, −1 for what always stays."""
+    tape = assembly.traced.tape
+    if spot[0] == "first":
+        source = call.args[0]
+        axis = call.arg(1, "dim", 0) % source.dim()
+        vector = axis_ids(assembly, source, axis)
+        return None if vector is None else vector[: spot[1]]
+    tensors = call.outputs if spot[0] == "out" else call.inputs
+    if spot[1] >= len(tensors) or spot[2] >= tensors[spot[1]].dim():
+        return None
+    del tape
+    return axis_ids(assembly, tensors[spot[1]], spot[2])
+
+
+def axis_ids(assembly: Assembly, tensor: Tensor, axis: int) -> Ids | None:
+    """Return the channel ids along one axis of a tensor, those of the first of its pieces; None if none varies there.
+
+    An axis of pieces keeps its length: it reads −1.
+    """
+    layout = assembly.traced.layout
+    for own in assembly.traced.tape.read(tensor):
+        if axis not in varying(own):
+            continue
+        vector = own.movedim(axis, 0).reshape(own.shape[axis], -1)[:, 0].numpy()
+        ids = assembly.ids[vector]
+        if len(varying(own)) > 1:
+            known = vector[vector >= 0]
+            bundles = layout.bundle[layout.component[known]]
+            others = own.movedim(axis, 0).reshape(own.shape[axis], -1)[0].numpy()
+            inside = layout.bundle[layout.component[others[others >= 0]]]
+            if len(bundles) and (bundles == bundles[0]).all() and not (len(inside) and (inside == inside[0]).all()):
+                return np.full(len(vector), -1)
+        return ids
+    return None
+
+
+def first_problem(attempt: Attempt) -> Problem | None:
+    """Run a smaller network on the meta device; return its first step whose shape is not what the trace says."""
+    keep = _half(attempt)
+    settings = attempt.repairs.settings(attempt.recording.steps, attempt.assembly)
+    small = shrunk(attempt.model, attempt.graph, keep, (*attempt.graph.settings, *settings))
+    for training in (False, True):
+        watch = _Watch(attempt, keep, training)
+        modules: list[tuple[str, nn.Module]] = []
+        watch.modules = modules
+        args = attempt.runner.inputs(training, is_meta=True, batch=attempt.runner.batch)
+        state = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)])
+        try:
+            run(small, state, args, (FunctionMode(None, is_meta=True), watch), modules, training=training)
+        except _Stop:
+            pass
+        except Exception as error:
+            if watch.problem is None and attempt.runner.is_meta:
+                watch.note(str(error))
+        if watch.problem is not None:
+            return watch.problem
+    return None
+
+
+def _half(attempt: Attempt) -> Keep:
+    """Drop every second bundle of every group."""
+    keep = attempt.graph.keep_all()
+    layout, prunable = attempt.assembly.traced.layout, attempt.assembly.prunable
+    for group in attempt.graph.groups:
+        bundles = layout.bundle[prunable[group.channels]]
+        known = np.unique(bundles)
+        keep[group.channels[np.isin(bundles, known[(len(known) + 1) // 2 :])]] = False
+    return keep
+
+
+def shrunk(model: nn.Module, graph: ChannelGraph, keep: Keep, settings: Sequence[SizeSetting]) -> nn.Module:
+    """Return a copy of a model on the meta device with only the kept channels' shapes."""
+    shapes = {name: labelled.kept_shape(keep) for name, labelled in graph.tensors.items()}
+    return shaped(model, shapes, keep, settings)
+
+
+def shaped(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], keep: Keep, settings: Sequence[SizeSetting]
+) -> nn.Module:
+    """Return a copy of a model on the meta device whose tensors have these shapes."""
+    memo: dict[int, Any] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        if id(tensor) not in memo:
+            empty = torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    small = copy.deepcopy(model, memo)
+    fit(small)
+    for setting in settings:
+        put(small, setting, keep)
+    return small
+
+
+class _Stop(Exception):
+    """The smaller network is run no further."""
+
+
+class _Watch(TorchDispatchMode):
+    """Compares every step of a smaller network with the trace's."""
+
+    def __init__(self, attempt: Attempt, keep: Keep, training: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.attempt = attempt
+        self.keep = keep
+        self.training = training
+        self.steps = attempt.recording.steps[training]
+        self.count = 0
+        self.problem: Problem | None = None
+        self.modules: list[tuple[str, nn.Module]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = on_meta(args, dict(kwargs or {}))
+        try:
+            out = result_of(func, args, kwargs)
+            if out is None:
+                out = func(*args, **kwargs)
+        except Exception as error:
+            self.note(str(error))
+            raise _Stop from error
+        if self.count < len(self.steps):
+            call, _ = self.steps[self.count]
+            if not self._fits(call, out):
+                self.note(f"{call.name} gives another shape")
+                raise _Stop
+        self.count += 1
+        return out
+
+    def note(self, error: str) -> None:
+        """Keep where the network stopped to fit."""
+        if self.problem is None and self.steps:
+            index = min(self.count, len(self.steps) - 1)
+            place = place_of_call()
+            self.problem = Problem(self.training, index, place, tuple(self.modules), error)
+
+    def _fits(self, call: Call, out: Any) -> bool:
+        from prunus.graph.findings import tensors_in
+
+        found = tensors_in(out)
+        if len(found) != len(call.outputs):
+            return False
+        for got, was in zip(found, call.outputs, strict=True):
+            if got.dim() != was.dim():
+                return False
+            for axis, (small, size) in enumerate(zip(got.shape, was.shape, strict=True)):
+                if small == size == 1:
+                    continue
+                ids = axis_ids(self.attempt.assembly, was, axis)
+                if small != (size if ids is None else int(self.keep[ids].sum())):
+                    return False
+        return True
