@@ -139,12 +139,14 @@ def randomise(model: nn.Module, inputs: tuple[object, ...], seed: int = 0) -> bo
                 fan_in = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator).to(parameter) / fan_in**0.5)
         trains = _settle_statistics(model, inputs)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.add_(0.05).mul_(draw(buffer, 0.5))
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.add_(draw(buffer, -0.5))
+        buffers = dict(model.named_buffers())
+        for name, variance in buffers.items():
+            if name.endswith("running_var") and variance.numel():
+                # A channel that was silent on this batch must not be blown up, nor a quiet layer drowned.
+                variance.add_(0.05 * variance.mean() + 1e-12).mul_(draw(variance, 0.5))
+                mean = buffers.get(f"{name.removesuffix('var')}mean")
+                if mean is not None:
+                    mean.add_(draw(mean, -0.5) * variance.sqrt())
     return trains
 
 
