@@ -102,7 +102,8 @@ def read_layers(
 def _values(layer: Layer, graph: ChannelGraph, tensors: Mapping[str, Tensor], measured: Tensor | None) -> LayerValues:
     weight = _read(layer.weight, graph, tensors)
     if layer.transposed:
-        weight = weight.transpose(0, 1)
+        groups = layer.groups  # (C_in, C_out / groups, …) → (C_out, C_in / groups, …)
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     bias = None if layer.bias is None else _read(layer.bias, graph, tensors)
     norm = None if layer.norm is None else _norm(layer.norm, len(weight), graph, tensors)
     return LayerValues(layer.name, weight, bias, norm, measured)

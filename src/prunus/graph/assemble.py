@@ -21,7 +21,6 @@ from prunus.graph.channels import (
     Norm,
     Order,
     Site,
-    SizeSetting,
 )
 from prunus.graph.findings import Contracted, Findings
 from prunus.graph.layout import Layout, bundle_signatures, layout_of
@@ -63,9 +62,9 @@ class Assembly:
         tape, layout = traced.tape, traced.layout
         self.modules = traced.modules
         self.names = _storage_names(traced.state.tensors)
-        self.uses = [_use(tape, found, self.names) for found in traced.evaluated.contractions]
+        self.uses = [_Use(tape, found, self.names) for found in traced.evaluated.contractions]
         known = {use.weight for use in self.uses}
-        more = [_use(tape, found, self.names) for found in traced.trained.contractions]
+        more = [_Use(tape, found, self.names) for found in traced.trained.contractions]
         self.trained_uses = [use for use in more if use.weight not in known]
         self.reasons = self._reasons()
         self.tied = self._tied_whole()
@@ -91,7 +90,6 @@ class Assembly:
         layers = _unique(
             tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None)
         )
-        sizes = [*findings.sizes, *(s for s in self.traced.trained.sizes if s not in findings.sizes)]
         return ChannelGraph(
             tensors=self._labelled(),
             groups=self._groups(layers),
@@ -102,9 +100,6 @@ class Assembly:
             activations=self._activations(),
             frozen=self._freezes(),
             channel_count=len(self.prunable),
-            settings=tuple(
-                SizeSetting(s.module, s.attribute, tuple(self.ids[part.numpy()] for part in s.parts)) for s in sizes
-            ),
             sites=tuple(
                 Site(s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results))
                 for s in findings.sites
@@ -181,7 +176,7 @@ class Assembly:
                 break
         name = weight.rpartition(".")[0] or weight
         channels = self.ids[use.outputs]
-        return Layer(name, weight, self._name_of(contracted.bias), norm, channels, transposed=use.output_axis == 1)
+        return Layer(name, weight, self._name_of(contracted.bias), norm, channels, use.output_axis == 1, contracted.groups)
 
     def _name_of(self, tensor: Tensor | None) -> str | None:
         return None if tensor is None else self.names.get(tensor.untyped_storage()._cdata)
@@ -296,14 +291,21 @@ def runs_of(traced: Traced) -> dict[str, tuple[Ids, ...]]:
 class _Use:
     """One contraction, its weight found among the state dict's tensors, its labels as index arrays."""
 
-    def __init__(self, contracted: Contracted, weight: str | None, outputs: Tensor, inputs: Tensor) -> None:
+    def __init__(self, tape: Tape, contracted: Contracted, names: Mapping[int, str]) -> None:
+        weight = contracted.weight
         self.contracted = contracted
-        self.weight = weight
-        self.output_labels = outputs[outputs >= 0].numpy()
-        self.input_labels = inputs[inputs >= 0].numpy()
-        self.input_axis: int | None = None
-        self.output_axis = 0
-        self.outputs = outputs.numpy()
+        self.outputs = contracted.outgoing.numpy()
+        self.output_labels = self.outputs[self.outputs >= 0]
+        inputs = contracted.incoming.numpy()
+        self.input_labels = inputs[inputs >= 0]
+        self.weight = names.get(weight.untyped_storage()._cdata)
+        fields = sorted(tape.read(weight), key=lambda own: -len(varying(own)))  # those along one axis alone count
+        axes = {a: own for own in fields for a in varying(own) if int(own.max()) >= 0}
+        owners = {a: tape.owner(int(own.max())) for a, own in axes.items()}
+        if self.weight is None and contracted.computed:
+            self.weight = next((owners[a].tensor or None for a in (contracted.output_axis, contracted.input_axis) if a in owners), None)
+        self.input_axis = owners[contracted.input_axis].axis if contracted.input_axis in owners else None
+        self.output_axis = owners[contracted.output_axis].axis if contracted.output_axis in owners else 0
 
 
 def _storage_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
@@ -312,35 +314,6 @@ def _storage_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
     for name, tensor in tensors.items():
         names.setdefault(tensor.untyped_storage()._cdata, name)
     return names
-
-
-def _use(tape: Tape, contracted: Contracted, names: Mapping[int, str]) -> _Use:
-    weight = contracted.weight
-    outputs = _labels(tape, weight, contracted.output_axis)
-    inputs = _labels(tape, weight, contracted.input_axis)
-    columns = [own for own in tape.read(weight) if contracted.input_axis in varying(own)]
-    name = names.get(weight.untyped_storage()._cdata)
-    known = [int(labels.max()) for labels in (outputs, inputs) if len(labels) and int(labels.max()) >= 0]
-    owner = tape.owner(known[0]) if known else None
-    if name is None and owner is not None and contracted.computed:
-        name = owner.tensor or None
-    use = _Use(contracted, name, outputs, columns[0].reshape(-1) if columns else inputs)
-    if columns and int(columns[0].max()) >= 0:
-        use.input_axis = tape.owner(int(columns[0].max())).axis
-    if len(outputs) and int(outputs.max()) >= 0:
-        use.output_axis = tape.owner(int(outputs.max())).axis
-    return use
-
-
-def _labels(tape: Tape, tensor: Tensor, axis: int) -> Tensor:
-    """Return the labels of the field that varies along this axis alone, or of one that also does; −1 for none."""
-    found = torch_full(tensor.shape[axis])
-    for own in tape.read(tensor):
-        if varying(own) == {axis}:
-            return own.reshape(-1)
-        if axis in varying(own):
-            found = own.movedim(axis, 0).reshape(own.shape[axis], -1)[:, 0]
-    return found
 
 
 def torch_full(size: int) -> Tensor:

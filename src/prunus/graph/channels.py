@@ -134,6 +134,7 @@ class Layer:
     norm: Norm | None
     channels: Ids
     transposed: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True)

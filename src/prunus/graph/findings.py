@@ -43,9 +43,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Contracted:
-    """A weight that met an activation: its tensor, which axes are C_out and C_in, and the positions per example.
+    """A weight that met an activation: its tensor, what comes out and goes in, and the positions per example.
 
-    `computed` allows the weight to be computed from a parameter; a product of two activations has no weight at all.
+    `outgoing` are the labels of the result's channels, (C_out,), `incoming` those that are consumed, `output_axis` and
+    `input_axis` the weight's axes for them. `computed` allows the weight to be computed from a parameter; a product of two activations has no weight at all.
     """
 
     weight: Tensor
@@ -54,6 +55,9 @@ class Contracted:
     output_axis: int
     input_axis: int
     positions: int
+    outgoing: Tensor
+    incoming: Tensor
+    groups: int = 1
     computed: bool = True
 
 
@@ -82,16 +86,6 @@ class Sited:
     results: tuple[Fields, ...]
 
 
-@dataclass(frozen=True)
-class SizeAttribute:
-    """An attribute of a module that counts these labels, or a tuple of such: a number that the user's code stores."""
-
-    module: str
-    attribute: str
-    parts: tuple[Tensor, ...]
-    index: int | None = None
-
-
 @dataclass
 class Findings:
     """What the rules note beside labels; `batch` is the number of examples that run at once."""
@@ -100,18 +94,8 @@ class Findings:
     contractions: list[Contracted] = field(default_factory=list)
     norms: list[Normalised] = field(default_factory=list)
     activations: list[Tensor] = field(default_factory=list)
-    sizes: list[SizeAttribute] = field(default_factory=list)
     sites: list[Sited] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-
-    def size_parts(self, module: str, attribute: str) -> tuple[Tensor, ...] | None:
-        """Return the labels that an attribute is known to count."""
-        return next((s.parts for s in self.sizes if (s.module, s.attribute) == (module, attribute)), None)
-
-    def note_size(self, module: str, attribute: str, parts: tuple[Tensor, ...]) -> None:
-        """Note that an attribute holds, one after the other, how many there are of these labels."""
-        if self.size_parts(module, attribute) is None:
-            self.sizes.append(SizeAttribute(module, attribute, parts))
 
     def site(self, call: Call, operands: list[Fields], results: list[Fields], *, gathers: bool) -> None:
         """Note what a proof must do at this call."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
@@ -121,10 +120,10 @@ def run(
     training: bool,
 ) -> Any:
     """Run the model once in one mode with `state` for its tensors, and give it back its modes and random state."""
-    with _restored(model, training), _module_stack(model, modules), torch.no_grad(), attention_by_products():
+    with _restored(model, training, state), _module_stack(model, modules), torch.no_grad(), attention_by_products():
         stack = [mode.__enter__() for mode in modes]
         try:
-            return functional_call(model, dict(state), tuple(args))
+            return model(*args)
         finally:
             for mode in reversed(stack):
                 mode.__exit__(None, None, None)
@@ -143,18 +142,27 @@ def attention_by_products() -> Iterator[None]:
 
 
 @contextmanager
-def _restored(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put every module in one mode; give each its own back, and the random states theirs."""
-    before = [(module, module.training) for module in model.modules()]
-    state, python = torch.get_rng_state(), random.getstate()
-    for module, _ in before:
-        module.training = training
+def _restored(model: nn.Module, training: bool, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put every module in one mode and `state` in the place of its tensors; give all of it back, and what forward set."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    holders = [held for module, _ in before for held in (module._parameters, module._buffers)]
+    tensors = [(held, dict(held)) for held in holders]
+    generator, python = torch.get_rng_state(), random.getstate()
+    others = {id(tensor): state[name] for name, tensor in named_tensors(model)}
     try:
+        for module, _ in before:
+            module.training = training
+        for held, old in tensors:
+            held.update({key: others[id(tensor)] for key, tensor in old.items() if tensor is not None})
         yield
     finally:
-        for module, value in before:
-            module.training = value
-        torch.set_rng_state(state)
+        for held, old in tensors:
+            held.clear()
+            held.update(old)
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        torch.set_rng_state(generator)
         random.setstate(python)
 
 
@@ -186,7 +194,9 @@ def meta_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
         if id(tensor) not in known:
-            known[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            # Whether it requires a gradient counts: products with more than two axes are folded by it.
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            known[id(tensor)] = empty.requires_grad_(tensor.requires_grad)
         state[name] = known[id(tensor)]
     return state
 
@@ -197,7 +207,7 @@ def real_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model):
         if id(tensor) not in known:
-            known[id(tensor)] = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.clone()
+            known[id(tensor)] = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
         state[name] = known[id(tensor)]
     return state
 
@@ -207,18 +217,17 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
-def sized(value: Any, batch: int | None, old: int, *, is_meta: bool) -> Any:
-    """Return an argument, or what is nested in it, with `batch` examples in place of `old`; None leaves it."""
+def sized(value: Any, batch: int, old: int, *, is_meta: bool) -> Any:
+    """Return an argument, or what is nested in it, with `batch` examples in place of `old`."""
     if isinstance(value, dict):
         return {key: sized(item, batch, old, is_meta=is_meta) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(sized(item, batch, old, is_meta=is_meta) for item in value)
     if not isinstance(value, Tensor):
         return value
-    count = value.shape[0] if value.dim() and (batch is None or value.shape[0] != old) else batch
-    if is_meta:
-        shape = (count, *value.shape[1:]) if value.dim() else ()
-        return torch.empty(shape, dtype=value.dtype, device="meta")
-    if not value.dim() or count is None or count == value.shape[0]:
-        return value.clone()
-    return torch.cat([value] * -(-count // value.shape[0]))[:count].clone()
+    copies = batch // old if value.dim() and value.shape[0] == old else 1
+    if not is_meta:
+        return torch.cat([value] * copies) if copies > 1 else value.clone()
+    if copies > 1:
+        return torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device="meta")
+    return torch.empty_like(value, device="meta")

@@ -41,27 +41,27 @@ class Runner:
         self.args = args
         self.old = batch_of(args)
         self.is_meta = True
-        self.batch: int | None = 1
+        self.copies = 2
 
     def record(self, model: nn.Module, hints: Hints | None = None) -> Recording:
         """Trace the model once; fall back to its whole batch, then to real inputs, where it needs them."""
         first: Exception | None = None
-        for is_meta, batch in ((True, 1), (True, None), (False, None)):
-            if (is_meta and not self.is_meta) or (batch is not None and self.batch is None):
+        for is_meta, copies in ((True, 2), (True, 1), (False, 2), (False, 1)):
+            if (is_meta and not self.is_meta) or copies > self.copies:
                 continue  # an earlier trace of this network has shown that this does not do
             try:
-                recording = self._record(model, hints or Hints(), is_meta, batch)
+                recording = self._record(model, hints or Hints(), is_meta, copies)
             except TraceError:
                 raise
             except Exception as error:
                 first = first or error
                 last = error
                 continue
-            self.is_meta, self.batch = is_meta, batch
+            self.is_meta, self.copies = is_meta, copies
             return recording
         raise TraceError(_refusal(last, self.args)) from first
 
-    def _record(self, model: nn.Module, hints: Hints, is_meta: bool, batch: int | None) -> Recording:
+    def _record(self, model: nn.Module, hints: Hints, is_meta: bool, copies: int) -> Recording:
         tape = Tape(hints)
         state = meta_state(model) if is_meta else real_state(model)
         groups = {
@@ -78,11 +78,9 @@ class Runner:
         steps: dict[bool, Steps] = {}
         found = {}
         for training in (False, True):
-            count = self.old if batch is None else batch
-            findings = Findings(batch=(2 if training else 1) * count)
-            findings.sizes = found[False].sizes if training else []
+            findings = Findings(batch=(copies if training else 1) * self.old)
             steps[training] = []
-            self.once(model, state, tape, findings, steps[training], training=training, is_meta=is_meta, batch=batch)
+            self.once(model, state, tape, findings, steps[training], training=training, is_meta=is_meta, copies=copies)
             found[training] = findings
         if hints.whole:
             tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({hints.whole[0]})")
@@ -101,13 +99,13 @@ class Runner:
         *,
         training: bool,
         is_meta: bool,
-        batch: int | None,
+        copies: int,
     ) -> None:
         """Run the model once in one mode and freeze what reaches its outputs."""
         tape.mode, tape.calls = ("train" if training else "eval"), 0
         mode = LabelMode(tape, findings, steps)
         mode.is_meta = is_meta
-        args = self.inputs(training, is_meta=is_meta, batch=batch)
+        args = self.inputs(training, is_meta=is_meta, copies=copies)
         modes = (FunctionMode(tape, is_meta=is_meta), mode)
         result = run(model, state, args, modes, tape.modules, training=training)
         tape.modules.clear()
@@ -115,9 +113,9 @@ class Runner:
         outputs = [leaf for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
         tape.freeze_tensors(outputs, "it is an output of the model")
 
-    def inputs(self, training: bool, *, is_meta: bool, batch: int | None) -> list[Any]:
+    def inputs(self, training: bool, *, is_meta: bool, copies: int) -> list[Any]:
         """Return the arguments for one run: twice the batch in training, where BatchNorm refuses one value a channel."""
-        count = None if batch is None and not training else (2 if training else 1) * (batch or self.old)
+        count = (copies if training else 1) * self.old
         return [sized(arg, count, self.old, is_meta=is_meta) for arg in self.args]
 
 

@@ -26,6 +26,11 @@ _IN_PLACE = {
 
 
 def _empty(like: Tensor, shape: Any) -> Tensor:
+    """Return a tensor of a shape, laid out in memory as `like` is where that has four axes."""
+    if shape == like.shape:
+        return torch.empty_like(like)
+    if len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last)
     return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
@@ -61,6 +66,8 @@ def result_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     special = _SPECIAL.get(func)
     if special is not None:
         return special(*args) if not kwargs else None
+    if kwargs:
+        return None
     if func in _UNARY:
         return _empty(args[0], args[0].shape) if args[0].is_floating_point() else None
     if func in _IN_PLACE or func in _BINARY:

@@ -105,11 +105,14 @@ class Repairs:
                         return
         taken = hints.taken.setdefault((problem.place, call.name), set())
         for how in ("swapped", "tied", "frozen"):
-            fits = {"swapped": "view" in call.name, "tied": "split" in call.name or "pad" in call.name}.get(how, True)
+            fits = {"swapped": "view" in call.name, "tied": call.name in _STORING}.get(how, True)
             if fits and how not in taken:
                 taken.add(how)
                 return
         _freeze_all(problem, recording, hints)
+
+
+_STORING = {"aten.split_with_sizes", "aten.slice", "aten.constant_pad_nd", "aten.cat"}
 
 
 def _freeze_all(problem: Problem, recording: Recording, hints: Hints) -> None:
@@ -131,11 +134,12 @@ def _near(running: tuple[str, nn.Module], assembly: Assembly) -> list[tuple[str,
 
 def _holders(module: nn.Module, size: int) -> list[tuple[str, int | str | None]]:
     """List the attributes of a user's module that equal a size, or hold it in a tuple, list or dict."""
-    if type(module).__module__.startswith("torch.nn"):
-        return []
+    allowed = _STORED if type(module).__module__.startswith("torch.nn") else None
     found: list[tuple[str, int | str | None]] = []
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training" or isinstance(value, bool):
+            continue
+        if allowed is not None and (name not in allowed or isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))):
             continue
         if type(value) is int and value == size:
             found.append((name, None))
@@ -144,6 +148,10 @@ def _holders(module: nn.Module, size: int) -> list[tuple[str, int | str | None]]
         elif isinstance(value, dict):
             found += [(name, key) for key, item in value.items() if type(item) is int and item == size]
     return found
+
+
+_STORED = frozenset({"normalized_shape", "num_features", "num_groups", "num_channels", "unflattened_size", "padding", "groups"})
+"""The attributes of torch's own modules that count channels, beside those of convolutions and linear layers."""
 
 
 def _held(module: nn.Module, attribute: str, index: int | str | None) -> int | None:
@@ -164,7 +172,13 @@ def _spots(call: Call, recording: Recording) -> list[tuple[tuple[Any, ...], int]
             axes = sorted({axis for own in tape.read(tensor) for axis in varying(own)})
             found += [((kind, number, axis), int(tensor.shape[axis])) for axis in axes]
     if call.name == "aten.slice":
-        found += [(("first", bound), bound) for bound in call.args[2:4] if type(bound) is int and bound > 0]
+        axis = call.arg(1, "dim", 0) % call.args[0].dim()
+        found += [(("first", "in", axis, b), b) for b in call.args[2:4] if type(b) is int and b > 0]
+    if call.name == "aten.constant_pad_nd":
+        for number, size in enumerate(call.args[1]):
+            axis = call.out.dim() - 1 - number // 2
+            if size > 0 and any(axis in varying(own) for own in tape.read(call.out)):
+                found.insert(0, (("last" if number % 2 else "first", "out", axis, size), size))
     seen: set[int] = set()
     return [(spot, size) for spot, size in found if not (size in seen or seen.add(size))]  # type: ignore[func-returns-value]
 
@@ -172,11 +186,11 @@ def _spots(call: Call, recording: Recording) -> list[tuple[tuple[Any, ...], int]
 def _part(call: Call, spot: tuple[Any, ...], assembly: Assembly) -> Ids | None:
     """Return the channel ids that a spot of a step counts, −1 for what always stays."""
     tape = assembly.traced.tape
-    if spot[0] == "first":
-        source = call.args[0]
-        axis = call.arg(1, "dim", 0) % source.dim()
-        vector = axis_ids(assembly, source, axis)
-        return None if vector is None else vector[: spot[1]]
+    if spot[0] in ("first", "last"):
+        vector = axis_ids(assembly, call.args[0] if spot[1] == "in" else call.out, spot[2])
+        if vector is None or len(vector) < spot[3]:
+            return None
+        return vector[: spot[3]] if spot[0] == "first" else vector[len(vector) - spot[3] :]
     tensors = call.outputs if spot[0] == "out" else call.inputs
     if spot[1] >= len(tensors) or spot[2] >= tensors[spot[1]].dim():
         return None
@@ -215,7 +229,7 @@ def first_problem(attempt: Attempt) -> Problem | None:
         watch = _Watch(attempt, keep, training)
         modules: list[tuple[str, nn.Module]] = []
         watch.modules = modules
-        args = attempt.runner.inputs(training, is_meta=True, batch=attempt.runner.batch)
+        args = attempt.runner.inputs(training, is_meta=True, copies=attempt.runner.copies)
         state = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)])
         try:
             run(small, state, args, (FunctionMode(None, is_meta=True), watch), modules, training=training)
@@ -316,7 +330,7 @@ class _Watch(TorchDispatchMode):
             if got.dim() != was.dim():
                 return False
             for axis, (small, size) in enumerate(zip(got.shape, was.shape, strict=True)):
-                if small == size == 1:
+                if small == size == 1 or axis in self.attempt.recording.traced.tape.even(was):
                     continue
                 ids = axis_ids(self.attempt.assembly, was, axis)
                 if small != (size if ids is None else int(self.keep[ids].sum())):

@@ -102,6 +102,8 @@ class Tape:
         self.marks: list[tuple[Tensor, Marks]] = []
         self.frozen: list[Frozen] = []
         self.modules: list[tuple[str, nn.Module]] = []
+        self.uniform: dict[int, tuple[Tensor, frozenset[int]]] = {}
+        self.parents: dict[int, tuple[Tensor, Tensor, dict[int, Tensor]]] = {}
         self.reorders = False
         self.is_risky = False
         self.op = ""
@@ -168,6 +170,17 @@ class Tape:
         for own in kept:
             assert own.dim() == tensor.dim(), "a field has the rank of its tensor"
         self._fields[id(tensor)] = (tensor, kept)
+
+    def even(self, tensor: Tensor) -> frozenset[int]:
+        """Return the axes along which a tensor made in forward has the same value everywhere: it may be any length."""
+        entry = self.uniform.get(id(tensor))
+        return entry[1] if entry else frozenset()
+
+    def write_even(self, tensor: Tensor, axes: Iterable[int]) -> None:
+        """Say along which axes a tensor has the same value everywhere."""
+        found = frozenset(axis for axis in axes if tensor.shape[axis] > 1)
+        if found:
+            self.uniform[id(tensor)] = (tensor, found)
 
     def along(self, tensor: Tensor, axis: int, use: str) -> Tensor:
         """Return the labels along one axis, (size,), −1 for none; those of a field that varies elsewhere too are united.
@@ -240,25 +253,24 @@ class Tape:
             self.mark(own, axis)
 
     def unequal(self, parts: Sequence[Tensor]) -> None:
-        """Say that these pieces, (size,) each, keep their proportions: so many of one for so many of the others."""
-        unit = gcd(*(len(part) for part in parts))
+        """Say that these pieces, (rows, size) each, keep their proportions: so many of one for so many of the others."""
+        unit = gcd(*(part.shape[1] for part in parts))
         self.is_risky = True
+        first = parts[0].reshape(len(parts[0]), unit, -1)[:, :, :1]
         for number, part in enumerate(parts):
-            blocks = part.view(unit, -1)
-            self.tie(blocks[:, :1], blocks)
-            self.tie(parts[0].view(unit, -1)[:, :1], blocks[:, :1])
-            self.marks.append(self._numbered(part, number))
+            self.tie(first, part.reshape(len(part), unit, -1))
+            self._mark_part(part, number)
 
     def separate(self, parts: Sequence[Tensor]) -> None:
-        """Say that these pieces, (size,) each, may keep any number of channels each."""
+        """Say that these pieces, (rows, size) each, may keep any number of channels each."""
         self.is_risky = True
         for number, part in enumerate(parts):
-            self.marks.append(self._numbered(part, number))
+            self._mark_part(part, number)
 
-    def _numbered(self, part: Tensor, number: int) -> tuple[Tensor, Marks]:
+    def _mark_part(self, part: Tensor, number: int) -> None:
         known = part[part >= 0]
         mark = scrambled(np.array([number], np.uint64) + hashed((self.mode, self.calls, "part")))
-        return known, np.repeat(mark, len(known))
+        self.marks.append((known, np.repeat(mark, len(known))))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Keep these labels whole; the module that is running is added to the reason."""

@@ -33,12 +33,16 @@ def convolution(tape: Tape, findings: Findings, call: Call) -> None:
         outgoing = tape.along(weight, 0, call.name)
     elif groups == len(incoming):
         own = tape.along(weight, 0, call.name)
-        outgoing = tape.unite(incoming.repeat_interleave(weight.shape[0] // groups), own, call.name)
+        outgoing = incoming.repeat_interleave(weight.shape[0] // groups)
+        if 0 in tape.even(weight):
+            tape.is_risky = True  # one kernel for all channels, repeated as often as there are channels
+        else:
+            tape.unite(outgoing, own, call.name)
         tape.is_risky = tape.is_risky or not _is_module(tape)
     else:
         outgoing = _grouped(tape, call, incoming, groups)
     positions = math.prod((x if transposed else call.out).shape[2:])
-    _produce(tape, findings, call, (weight, bias, output_axis, input_axis), outgoing, positions)
+    _produce(tape, findings, call, (weight, bias, output_axis, input_axis), outgoing, incoming, positions)
 
 
 def _is_module(tape: Tape) -> bool:
@@ -114,6 +118,7 @@ def _produce(
     call: Call,
     weight: tuple[Tensor, Tensor | None, int, int],
     outgoing: Tensor,
+    incoming: Tensor,
     positions: int,
 ) -> None:
     """Write the labels of a contraction's result and note it as a layer."""
@@ -123,7 +128,10 @@ def _produce(
     shape = [1] * call.out.dim()
     shape[1] = len(outgoing)
     tape.write(call.out, [outgoing.view(shape)])
-    findings.contractions.append(Contracted(tensor, bias, call.out, output_axis, input_axis, positions))
+    groups = call.args[8] if call.name == "aten.convolution" else 1
+    findings.contractions.append(
+        Contracted(tensor, bias, call.out, output_axis, input_axis, positions, outgoing, incoming, groups)
+    )
     operand = call.args[1] if call.name == "aten.addmm" else call.args[0]
     findings.site(call, [tape.read(operand)], [], gathers=False)
 
@@ -136,7 +144,7 @@ def matrix_product(tape: Tape, findings: Findings, call: Call) -> None:
     tape.unite(incoming, tape.along(weight, 0, call.name), call.name)
     outgoing = tape.along(weight, 1, call.name)
     rows = [own for own in tape.read(x) if varying(own) == {0}]
-    _produce(tape, findings, call, (weight, bias, 1, 0), outgoing, x.shape[0] // findings.batch)
+    _produce(tape, findings, call, (weight, bias, 1, 0), outgoing, incoming, x.shape[0] // findings.batch)
     if rows:
         tape.write(call.out, [*rows, *tape.read(call.out)], is_compact=True)
 
@@ -173,6 +181,10 @@ def batched_product(tape: Tape, findings: Findings, call: Call) -> None:
         tape.freeze_tensors([added], f"{call.name} adds channels")
     tape.write(call.out, results, is_compact=True)
     positions = left.shape[0] * left.shape[1] // findings.batch
-    findings.contractions.append(Contracted(right, None, call.out, 2, 1, positions, computed=False))
+    consumed = torch.cat([torch.full((1,), -1), *(own.reshape(-1) for own in summed.values())])
+    nothing = torch.full((0,), -1)
+    findings.contractions.append(
+        Contracted(right, None, call.out, 2, 1, positions, nothing, consumed, computed=False)
+    )
     operand = left if added is None else added
     findings.site(call, [tape.read(operand) if added is None else ()], [], gathers=False)

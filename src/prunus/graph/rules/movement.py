@@ -24,6 +24,22 @@ def movement(tape: Tape, findings: Findings, call: Call) -> None:
         tape.is_risky = True
     moved = [call.func(own.expand(source.shape), *call.args[1:], **call.kwargs) for own in tape.read(source)]
     tape.write(call.out, moved)
+    _note_even(tape, call)
+
+
+def _note_even(tape: Tape, call: Call) -> None:
+    """Say along which axes the result is the same everywhere: those that one value was spread over."""
+    source, out, packet = call.args[0], call.out, call.func.overloadpacket
+    offset = out.dim() - source.dim()
+    even = tape.even(source)
+    if packet in (aten.expand, aten.repeat):
+        single = {axis + offset for axis, size in enumerate(source.shape) if size == 1} | set(range(offset))
+        tape.write_even(out, single | {axis + offset for axis in even})
+    elif even:
+        marks = torch.zeros([2 if axis in even else 1 for axis in range(source.dim())], dtype=torch.bool)
+        if packet in (aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze, aten.alias, aten.detach):
+            moved = call.func(marks, *call.args[1:], **call.kwargs)
+            tape.write_even(out, [axis for axis, size in enumerate(moved.shape) if size == 2])
 
 
 @rule(aten.flip, aten.roll)
@@ -40,6 +56,9 @@ def turn(tape: Tape, findings: Findings, call: Call) -> None:
 def view(tape: Tape, findings: Findings, call: Call) -> None:
     """Lay labels out anew. Where one axis becomes several, the longest carries the channels, the others are pieces."""
     source, out = call.args[0], call.out
+    if tape.even(source):
+        pairs = [(old, new) for old, new in _segments(tuple(source.shape), tuple(out.shape)) if len(new) == 1]
+        tape.write_even(out, [new[0] for old, new in pairs if tape.even(source) & set(old)])
     if not tape.read(source):
         return
     parts = _segments(tuple(source.shape), tuple(out.shape))
@@ -120,6 +139,11 @@ def cut(tape: Tape, findings: Findings, call: Call) -> None:
             result.append(part)
     for out, fields in zip(call.outputs, results, strict=True):
         tape.write(out, fields)
+        if tape.even(source) and out.dim() == source.dim():
+            positions = call.func(torch.arange(source.shape[axis]).view([-1 if a == axis else 1 for a in range(source.dim())]), *call.args[1:], **call.kwargs)
+            if isinstance(positions, Tensor):
+                tape.parents[id(out)] = (out, source, {axis: positions.reshape(-1)})
+        tape.write_even(out, [a for a in tape.even(source) if out.dim() == source.dim()])
 
 
 def _note_cut(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int) -> None:
@@ -128,43 +152,49 @@ def _note_cut(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int
     if varying(own) != {axis} and carrier(own) != axis:
         return  # it takes some of a fixed number of pieces
     selecting = call.func.overloadpacket in (aten.select, aten.unbind)
-    if selecting or tape.hinted("frozen") or varying(own) != {axis}:
+    if selecting:
         tape.freeze(own, f"{call.name} cuts it at a fixed position")
         return
-    positions = torch.arange(own.numel()).view(own.shape)
+    length = own.shape[axis]
+    positions = torch.arange(length).view([-1 if a == axis else 1 for a in range(own.dim())])
     cuts = call.func(positions, *call.args[1:], **call.kwargs)
     parts = [part.reshape(-1) for part in ([cuts] if isinstance(cuts, Tensor) else cuts)]
-    taken = torch.zeros(own.numel(), dtype=torch.bool)
+    taken = torch.zeros(length, dtype=torch.bool)
     for part in parts:
         taken[part] = True
         tape.reorders = tape.reorders or bool((part.diff() != 1).any())
     if not bool(taken.all()):
         parts.append((~taken).nonzero().reshape(-1))
-    labels = [own.reshape(-1)[part] for part in parts if len(part)]
-    if _stored(tape, findings, call, labels):
+    rows = own.movedim(axis, -1).reshape(-1, length)
+    labels = [rows[:, part] for part in parts if len(part)]
+    if _stored(tape, call, length):
         tape.separate(labels)
     else:
         tape.unequal(labels)
 
 
-def _stored(tape: Tape, findings: Findings, call: Call, labels: Sequence[Tensor]) -> bool:
-    """Say whether a running module stores the sizes of these pieces, each by itself, and note where."""
-    if call.func.overloadpacket is not aten.split_with_sizes or tape.hinted("tied"):
+def _stored(tape: Tape, call: Call, length: int) -> bool:
+    """Say whether a running module stores the sizes of these pieces, so that each may be set by itself."""
+    if tape.hinted("tied"):
         return False
-    sizes = [int(size) for size in call.args[1]]
-    held = holder(tape, sizes) if len(set(sizes)) > 1 or len(sizes) == 1 else None
-    if held is not None:
-        findings.note_size(*held, tuple(labels))
-    return held is not None
+    if call.func.overloadpacket is aten.split_with_sizes:
+        sizes = [int(size) for size in call.args[1]]
+        return len(set(sizes)) > 1 and (_holds(tape, sizes) or all(_holds(tape, size) for size in sizes))
+    if call.func.overloadpacket is aten.slice:
+        bounds = [bound for bound in call.args[2:4] if isinstance(bound, int) and 0 < bound < length]
+        return bool(bounds) and call.arg(4, "step", 1) == 1 and all(_holds(tape, bound) for bound in bounds)
+    return False
 
 
-def holder(tape: Tape, sizes: list[int]) -> tuple[str, str] | None:
-    """Return the module that runs and its one attribute that equals these sizes."""
-    for name, module in reversed(tape.modules):
-        held = [key for key, value in vars(module).items() if isinstance(value, (list, tuple)) and list(value) == sizes]
-        if len(held) == 1:
-            return name, held[0]
-    return None
+def _holds(tape: Tape, size: int | list[int]) -> bool:
+    """Say whether one of the modules that run has an attribute that equals this."""
+    for _, module in tape.modules:
+        for value in vars(module).values():
+            if isinstance(size, int) and type(value) is int and value == size:
+                return True
+            if isinstance(size, list) and isinstance(value, (list, tuple)) and list(value) == size:
+                return True
+    return False
 
 
 @rule(aten.cat)
@@ -188,8 +218,12 @@ def cat(tape: Tape, findings: Findings, call: Call) -> None:
                 across = merge(tape, across, own, call.name)
     shape = [1] * call.out.dim()
     rows = []
+    is_labelled = any(int(own.max()) >= 0 for own in joined)
     for piece, own in zip(pieces, joined, strict=True):
         shape[axis] = piece.shape[axis]
+        if is_labelled and axis in tape.even(piece) and not tape.hinted("tied"):
+            own = tape.new_labels("", 0, shape[axis]).view(shape)  # as many as the code makes
+            tape.is_risky = True
         rows.append(own.expand(shape))
     tape.write(call.out, [torch.cat(rows, axis), *across])
 
@@ -256,3 +290,46 @@ def pick(tape: Tape, findings: Findings, call: Call) -> None:
     tape.write(out, fields)
     index = indices[axis] if packet is aten.index else call.args[2]
     tape.freeze_tensors([index], f"{call.name} picks channels by number")
+
+
+@rule(aten.channel_shuffle, aten.native_channel_shuffle)
+def channel_shuffle(tape: Tape, findings: Findings, call: Call) -> None:
+    """Lay channels out as groups and read them across: the groups stay equal."""
+    x, groups = call.args[:2]
+    labels = tape.along(x, 1, call.name).view(groups, -1)
+    tape.pieces(labels, 0)
+    tape.reorders = tape.is_risky = True
+    tape.write(call.out, [labels.t().reshape([-1 if a == 1 else 1 for a in range(x.dim())])])
+
+
+@rule(aten.glu)
+def gated(tape: Tape, findings: Findings, call: Call) -> None:
+    """Multiply the first half of the channels by the second: their pairs go together."""
+    x, axis = call.args[0], call.arg(1, "dim", -1) % call.args[0].dim()
+    fields = []
+    for own in tape.read(x):
+        if axis in varying(own):
+            halves = own.chunk(2, axis)
+            tape.pieces(torch.stack(halves), 0)
+            fields.append(tape.unite(halves[0], halves[1], call.name))
+        else:
+            fields.append(own)
+    tape.write(call.out, fields)
+
+
+@rule(aten.im2col, aten.col2im)
+def windows(tape: Tape, findings: Findings, call: Call) -> None:
+    """Put the windows of every channel beside one another, or back."""
+    x, out = call.args[0], call.out
+    axis = x.dim() - 2 if call.func.overloadpacket is aten.col2im else x.dim() - 3
+    labels = tape.along(x, axis, call.name)
+    tape.only_along(x, {axis}, call.name)
+    target = out.dim() - 2 if call.func.overloadpacket is aten.im2col else out.dim() - 3
+    if call.func.overloadpacket is aten.im2col:
+        labels = labels.repeat_interleave(out.shape[target] // len(labels))
+    else:
+        rows = labels.view(out.shape[target], -1)
+        tape.unite(rows[:, :1].expand_as(rows), rows, call.name)
+        labels = rows[:, 0]
+    tape.is_risky = True
+    tape.write(out, [labels.view([-1 if a == target else 1 for a in range(out.dim())])])

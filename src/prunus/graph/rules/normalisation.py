@@ -80,8 +80,22 @@ def group_norm(tape: Tape, findings: Findings, call: Call) -> None:
     out = channels.view([-1 if a == 1 else 1 for a in range(x.dim())])
     if groups == len(channels):
         tape.write(call.outputs[0], [out])
+        for saved in call.outputs[1:]:
+            tape.write(saved, [channels.view(1, -1)])
         tape.is_risky = True
         return
     if groups > 1:
         tape.pieces(channels.view(groups, -1), 0)
     mixes(tape, findings, call, [(out,)] if bool((channels >= 0).any()) and len(channels) > 1 else [()])
+
+
+@rule(aten._weight_norm_interface)
+def weight_norm(tape: Tape, findings: Findings, call: Call) -> None:
+    """Divide every filter by its norm, which is over the input channels that stay, and give it its length."""
+    direction, length, axis = call.args[0], call.args[1], call.arg(2, "dim", 0)
+    fields = list(tape.read(direction))
+    along = [own for own in fields if varying(own) == {axis}]
+    for own in tape.read(length):
+        for other in along:
+            tape.unite(other, own, call.name)
+    mixes(tape, findings, call, [tuple(fields), tuple(tape.read(length))])

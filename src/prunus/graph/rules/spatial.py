@@ -9,7 +9,6 @@ from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
 from prunus.graph.rules.mixing import mixes, reduced
-from prunus.graph.rules.movement import holder
 from prunus.graph.rules.table import aten, rule
 from prunus.graph.tape import Tape, varying
 
@@ -67,10 +66,6 @@ def reduction(tape: Tape, findings: Findings, call: Call) -> None:
             fields.append(left if out.dim() == x.dim() else left.squeeze(tuple(sorted(dims))))
     if any(own.dim() != out.dim() for own in fields):
         fields = []
-    if mixed and call.func.overloadpacket in (aten.argmax, aten.argmin, aten.max, aten.min) and len(call.outputs) != 1:
-        tape.freeze_tensors([x], f"{call.name} returns which channel it was")
-    if mixed and call.func.overloadpacket in (aten.argmax, aten.argmin):
-        tape.freeze_tensors([x], f"{call.name} returns which channel it was")
     if mixed:
         mixes(tape, findings, call, [tuple(fields)] * len(call.outputs))
     else:
@@ -80,6 +75,25 @@ def reduction(tape: Tape, findings: Findings, call: Call) -> None:
 
 def _as_list(value: Any) -> list[int]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@rule(aten.max_unpool2d, aten.max_unpool3d)
+def unpool(tape: Tape, findings: Findings, call: Call) -> None:
+    """Every channel goes back to where its own indices say."""
+    x, indices = call.args[:2]
+    axis = x.dim() - (2 if "2d" in call.name else 3) - 1
+    tape.only_along(x, set(range(axis + 1)), call.name)
+    labels = tape.unite(tape.along(x, axis, call.name), tape.along(indices, axis, call.name), call.name)
+    tape.write(call.out, [labels.view([-1 if a == axis else 1 for a in range(x.dim())])])
+
+
+@rule(aten.grid_sampler_2d, aten.grid_sampler_3d)
+def sample(tape: Tape, findings: Findings, call: Call) -> None:
+    """Take every channel at the same positions."""
+    tape.freeze_tensors([call.args[1]], f"{call.name} reads positions from it")
+    tape.only_along(call.args[0], {1}, call.name)
+    labels = tape.along(call.args[0], 1, call.name)
+    tape.write(call.out, [labels.view([-1 if a == 1 else 1 for a in range(call.out.dim())])])
 
 
 @rule(aten._softmax, aten._log_softmax, aten.cumsum)
@@ -118,19 +132,13 @@ def constant_pad(tape: Tape, findings: Findings, call: Call) -> None:
 
 
 def _padded(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int, pair: tuple[int, int]) -> Tensor:
-    """Put margins beside a field: channels of their own where a module stores how many, positions that stay else."""
+    """Put margins beside a field: channels of their own, or positions that stay where their number is found fixed."""
     tape.is_risky = True
-    margins = [torch.full((max(size, 0),), -1) for size in pair]
     if varying(own) != {axis} or min(pair) < 0:
         tape.freeze(own, f"{call.name} cuts or pads it by a fixed number")
-    elif (held := holder(tape, list(pair))) is not None and not tape.hinted("tied"):
-        made = findings.size_parts(*held)
-        margins = list(made or (tape.new_labels("", 0, size) for size in pair))
-        if made is None:
-            findings.note_size(*held, tuple(margins))
-    shape = [-1 if a == axis else 1 for a in range(own.dim())]
-    if min(pair) < 0:
         pads = [p if own.dim() - 1 - i // 2 == axis else 0 for i, p in enumerate(call.args[1])]
         return torch.nn.functional.pad(own, pads, value=-1)
-    sides = [margin.view(shape).expand([-1 if a == axis else n for a, n in enumerate(own.shape)]) for margin in margins]
-    return torch.cat([sides[0], own, sides[1]], axis)
+    fixed = tape.hinted("tied")
+    shape = [-1 if a == axis else 1 for a in range(own.dim())]
+    sides = [torch.full((size,), -1) if fixed or not size else tape.new_labels("", 0, size) for size in pair]
+    return torch.cat([sides[0].view(shape), own, sides[1].view(shape)], axis)
