@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from prunus.allocation import allocate
 from prunus.budget import Budget
 from prunus.criteria import Criterion, score
-from prunus.errors import ConfigError, VerificationError
-from prunus.graph.channels import ChannelGraph
-from prunus.graph.ignore import without
+from prunus.errors import ConfigError, SurgeryError, TraceError, VerificationError
+from prunus.graph.channels import ChannelGraph, ChannelGroup
+from prunus.graph.ignore import keeping, without
 from prunus.graph.trace import Inputs, trace
-from prunus.plan import PruningPlan
+from prunus.plan import PruningPlan, plan_from_keep
 from prunus.surgery import remove
-from prunus.verify import Verification, verify
+from prunus.verify import TOLERANCE, Verification, verify
 
 
 @dataclass(frozen=True)
@@ -77,22 +78,81 @@ def prune(
     if (budget is None) == (pruning_ratio is None):
         raise ConfigError("give one of budget=prunus.Budget(macs=0.5) and pruning_ratio=0.5.")
     chosen = budget if budget is not None else Budget(pruning_ratio=pruning_ratio)
+    clock = _Clock()
     graph = without(trace(model, example_inputs), ignore)
-    scores = score(model, graph, criterion, calibration=calibration, seed=seed, **options)
-    plan = allocate(
-        graph,
-        scores,
-        chosen,
-        scope=scope or ("global" if budget is not None else "local"),
-        min_channels=min_channels,
-        round_to=round_to,
-        criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
-    )
-    pruned = remove(model, graph, plan)
-    verification = verify(model, pruned, graph, plan, example_inputs)
-    if not verification.passed:
-        raise VerificationError(
-            f"the pruned network is not the silenced original: {verification.failure}. A size written as a number in "
-            "forward is the usual cause; pass ignore=[...] with the layers of the module that holds it."
+    clock.stop("trace")
+    for _ in range(ATTEMPTS):
+        scores = score(model, graph, criterion, calibration=calibration, seed=seed, **options)
+        plan = allocate(
+            graph,
+            scores,
+            chosen,
+            scope=scope or ("global" if budget is not None else "local"),
+            min_channels=min_channels,
+            round_to=round_to,
+            criterion=criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom"),
         )
-    return PruneResult(pruned, plan, verification, graph)
+        clock.stop("plan")
+        pruned, verification = _proven(model, graph, plan, example_inputs, clock)
+        if pruned is not None and verification.passed:
+            return PruneResult(pruned, plan, verification, graph, clock.seconds)
+        broken = _culprits(model, graph, plan, example_inputs)
+        graph = keeping(graph, broken, f"without some of its channels, {verification.failure}")
+        clock.stop("verify")
+    raise VerificationError(
+        f"the pruned network is not the silenced original: {verification.failure}. Pass ignore=[...] with the layers of "
+        "the module that differs."
+    )
+
+
+ATTEMPTS = 20
+"""How often a plan is made anew, each time with what broke the network kept whole."""
+
+
+class _Clock:
+    """Adds up how long the stages take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def _proven(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs, clock: _Clock | None = None
+) -> tuple[nn.Module | None, Verification]:
+    """Remove and verify; a removal that the network refuses is a proof that failed."""
+    try:
+        pruned = remove(model, graph, plan)
+        if clock is not None:
+            clock.stop("remove")
+        verification = verify(model, pruned, graph, plan, inputs)
+    except (SurgeryError, TraceError) as error:
+        return None, Verification(False, float("nan"), TOLERANCE, "float64", 0, 0, str(error))
+    if clock is not None:
+        clock.stop("verify")
+    return pruned, verification
+
+
+def _culprits(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs) -> list[str]:
+    """Find the groups whose removal breaks the network: halve the plan until the halves are single groups."""
+    full, keep = graph.keep_all(), plan.keep_array(graph)
+
+    def breaks(groups: list[ChannelGroup]) -> bool:
+        some = full.copy()
+        for group in groups:
+            some[group.channels] = keep[group.channels]
+        return not _proven(model, graph, plan_from_keep(graph, some), inputs)[1].passed
+
+    def search(groups: list[ChannelGroup]) -> list[str]:
+        if len(groups) == 1:
+            return [groups[0].name]
+        halves = (groups[: len(groups) // 2], groups[len(groups) // 2 :])
+        found = [name for half in halves if breaks(half) for name in search(half)]
+        return found or [group.name for group in groups]  # only together do they break it
+
+    return search([group for group in graph.groups if not keep[group.channels].all()] or list(graph.groups))

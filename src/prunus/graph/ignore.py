@@ -13,7 +13,7 @@ from prunus.graph.channels import ChannelGraph, Freeze, Ids
 
 
 def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
-    """Return the graph with every group frozen that touches an ignored layer, so that the layer keeps its exact shape.
+    """Return the graph with every group kept whole that touches an ignored layer, so that the layer keeps its exact shape.
 
     Args:
         graph: a channel graph.
@@ -31,8 +31,17 @@ def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f". Its layers: {', '.join(known)}."
             raise ConfigError(f"ignore names {name!r}, but the network has no such layer{hint}")
-    dropped = [group for group in graph.groups if any(_inside(t, name) for t, _ in group.tensors for name in names)]
-    kept = [group for group in graph.groups if group not in dropped]
+    dropped = [
+        group.name for group in graph.groups if any(_inside(t, name) for t, _ in group.tensors for name in names)
+    ]
+    return keeping(graph, dropped, "ignore names it")
+
+
+def keeping(graph: ChannelGraph, groups: Iterable[str], reason: str) -> ChannelGraph:
+    """Return the graph with these groups kept whole, for this reason."""
+    names = set(groups)
+    kept = [group for group in graph.groups if group.name not in names]
+    dropped = [group for group in graph.groups if group.name in names]
     ids = np.full(graph.channel_count + 1, -1, dtype=np.int64)
     alive = np.sort(np.concatenate([group.channels for group in kept])) if kept else np.zeros(0, dtype=np.int64)
     ids[alive] = np.arange(len(alive))
@@ -55,7 +64,7 @@ def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
             for site in graph.sites
         ),
         order=None if graph.order is None else dataclasses.replace(graph.order, ids=ids[graph.order.ids]),
-        frozen=(*graph.frozen, *(Freeze(group.tensors[0][0], "ignore names it", group.size) for group in dropped)),
+        frozen=(*graph.frozen, *(Freeze(group.tensors[0][0], reason, group.size) for group in dropped)),
         channel_count=len(alive),
     )
 
