@@ -236,6 +236,8 @@ class Assembly:
             return ChannelGroup(name, channels, tensors)
         each = np.bincount(pieces[inside == bundle], minlength=len(known))
         levels = np.arange(1, count + 1)[:, None] * each
+        if self.traced.tape.reorders and count > 1:
+            levels = levels[levels.min(axis=1) > 1]  # a piece of one channel has no order that could be traced
         return ChannelGroup(name, channels, tensors, pieces.astype(np.int64), levels)
 
     def _tensors_of(self, members: Sequence[Ids]) -> list[tuple[tuple[str, int], ...]]:

@@ -94,7 +94,7 @@ def _try(
         return {}
     small = shaped(model, {name: tuple(shape) for name, shape in shapes.items()}, graph.keep_all(), ())
     try:
-        traced = runner.record(small, hints).traced
+        traced = runner.record(small, hints, tape.choices).traced
     except Exception:  # the network cannot be so narrow
         return {}
     seen = Counter(map(int, traced.layout.signature))

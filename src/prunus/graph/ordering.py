@@ -31,7 +31,7 @@ def kept_runs(model: nn.Module, graph: ChannelGraph, keep: Keep) -> dict[str, Ke
     assert graph.order is not None and graph.runner is not None
     small = shrunk(model, graph, keep, graph.settings)
     runner: Runner = graph.runner
-    traced = runner.record(small, graph.hints).traced
+    traced = runner.record(small, *graph.hints).traced
     match = _matched(graph, keep, traced.layout)
     found: dict[str, Kept] = {}
     small_runs = runs_of(traced)

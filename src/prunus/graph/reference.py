@@ -68,17 +68,17 @@ class ReferenceMode(TorchDispatchMode):
         return results[0] if isinstance(out, Tensor) else type(out)(results)
 
     def _taken(self, tensor: Tensor, fields: tuple[Ids, ...]) -> Tensor:
+        """Return what stays of an operand."""
         self._mask(fields, tensor)
-        shape = list(tensor.shape)
+        several = [self.keep[own] for own in fields if sum(size > 1 for size in own.shape) > 1]
         for field in fields:
             axes = [axis for axis, size in enumerate(field.shape) if size > 1]
-            kept = self.keep[field]
             if len(axes) == 1:
-                index = torch.from_numpy(np.flatnonzero(kept)).to(tensor.device)
-                tensor = tensor.index_select(axes[0], index)
-                shape[axes[0]] = len(index)
-                continue
-            run = _carrier(kept)
+                places = np.flatnonzero(self.keep[field])
+                tensor = tensor.index_select(axes[0], torch.from_numpy(places).to(tensor.device))
+                several = [k.take(places, axes[0]) if k.shape[axes[0]] > 1 else k for k in several]
+        for kept in several:
+            shape, run = list(tensor.shape), _carrier(kept)
             shape[run] = int(kept.sum()) // (kept.size // kept.shape[run])
             mask = torch.from_numpy(np.broadcast_to(kept, tensor.shape).copy()).to(tensor.device)
             order = [a for a in range(tensor.dim()) if a != run] + [run]
@@ -91,13 +91,14 @@ class ReferenceMode(TorchDispatchMode):
             return tensor
         shape = list(tensor.shape)
         mask = np.ones((1,) * tensor.dim(), np.bool_)
-        run = 0
+        several = []
         for field in fields:
-            for axis, size in enumerate(field.shape):
-                if size > 1:
-                    shape[axis] = size
+            axes = [axis for axis, size in enumerate(field.shape) if size > 1]
+            for axis in axes:
+                shape[axis] = field.shape[axis]
             mask = mask & self.keep[field]
-            run = _carrier(self.keep[field])
+            several += [self.keep[field]] if len(axes) > 1 else []
+        run = _carrier(several[0]) if several else 0
         full = tensor.new_zeros(shape)
         order = [a for a in range(tensor.dim()) if a != run] + [run]
         flags = torch.from_numpy(np.broadcast_to(mask, shape).copy()).to(tensor.device)

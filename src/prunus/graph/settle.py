@@ -17,7 +17,7 @@ from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.levels import find_levels
 from prunus.graph.running import FunctionMode, LabelMode, meta_state, named_tensors, real_state, run, sized
 from prunus.graph.sizes import Attempt, Repairs, first_problem
-from prunus.graph.tape import Hints, Tape
+from prunus.graph.tape import Choices, Hints, Tape
 
 ROUNDS = 100
 """How often a network is traced anew at most before everything that is still in doubt is kept whole."""
@@ -43,14 +43,14 @@ class Runner:
         self.is_meta = True
         self.copies = 2
 
-    def record(self, model: nn.Module, hints: Hints | None = None) -> Recording:
-        """Trace the model once; fall back to its whole batch, then to real inputs, where it needs them."""
+    def record(self, model: nn.Module, hints: Hints | None = None, guide: Choices | None = None) -> Recording:
+        """Trace the model once, with the choices of a wider one as a guide; fall back to its whole batch, then to real inputs, where it needs them."""
         first: Exception | None = None
         for is_meta, copies in ((True, 2), (True, 1), (False, 2), (False, 1)):
             if (is_meta and not self.is_meta) or copies > self.copies:
                 continue  # an earlier trace of this network has shown that this does not do
             try:
-                recording = self._record(model, hints or Hints(), is_meta, copies)
+                recording = self._record(model, Tape(hints, guide), is_meta, copies)
             except TraceError:
                 raise
             except Exception as error:
@@ -61,8 +61,7 @@ class Runner:
             return recording
         raise TraceError(_refusal(last, self.args)) from first
 
-    def _record(self, model: nn.Module, hints: Hints, is_meta: bool, copies: int) -> Recording:
-        tape = Tape(hints)
+    def _record(self, model: nn.Module, tape: Tape, is_meta: bool, copies: int) -> Recording:
         state = meta_state(model) if is_meta else real_state(model)
         groups = {
             f"{name}.weight" if name else "weight": module.groups
@@ -82,8 +81,8 @@ class Runner:
             steps[training] = []
             self.once(model, state, tape, findings, steps[training], training=training, is_meta=is_meta, copies=copies)
             found[training] = findings
-        if hints.whole:
-            tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({hints.whole[0]})")
+        if tape.hints.whole:
+            tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({tape.hints.whole[0]})")
         parameters = frozenset(name for name, _ in model.named_parameters())
         saved = frozenset(model.state_dict(keep_vars=True))
         traced = Traced.of(model, tape, found[False], found[True], State(state, parameters, saved))
@@ -129,7 +128,7 @@ def settled(model: nn.Module, args: tuple[Any, ...]) -> ChannelGraph:
         recording = runner.record(model, hints)
         assembly = Assembly(recording.traced, {})
         assembly = find_levels(model, runner, recording, assembly, repairs, hints)
-        graph = dataclasses.replace(assembly.graph(), runner=runner, hints=hints)
+        graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
         if not recording.traced.tape.is_risky or not graph.groups:
             return graph
         problem = first_problem(Attempt(model, runner, recording, assembly, graph, repairs))

@@ -23,6 +23,8 @@ from prunus.graph.places import Place, place_of_call
 
 Fields = tuple[Tensor, ...]
 Marks = npt.NDArray[np.uint64]
+Choices = dict[tuple[str, int, str, frozenset[int]], int]
+"""Which axis carries the channels, by mode, call, occasion and the axes that vary."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,6 @@ def varying(field: Tensor) -> set[int]:
     return {axis for axis, size in enumerate(field.shape) if size > 1}
 
 
-def carrier(field: Tensor) -> int:
-    """Return the axis that a field's channels run along: the longest, of equally long ones the last."""
-    return max(range(field.dim()), key=lambda axis: (field.shape[axis], axis))
-
-
 def scrambled(values: Marks) -> Marks:
     """Spread 64-bit numbers, so that sums of them tell sets apart (the finaliser of SplitMix64, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
@@ -93,8 +90,10 @@ def hashed(key: object) -> np.uint64:
 class Tape:
     """Everything that a trace writes down while the model runs on labels."""
 
-    def __init__(self, hints: Hints | None = None) -> None:
+    def __init__(self, hints: Hints | None = None, guide: Choices | None = None) -> None:
         self.hints = hints or Hints()
+        self.guide = guide or {}
+        self.choices: Choices = {}
         self.owners: list[Owner] = []
         self.features: list[Marks] = []
         self.unions: list[tuple[Tensor, Tensor]] = []
@@ -117,6 +116,19 @@ class Tape:
     def hinted(self, how: str) -> bool:
         """Say whether an earlier trace found that the operation at hand must be taken so."""
         return bool(self.hints.taken) and how in self.hints.taken.get((place_of_call(), self.op), ())
+
+    def carrier(self, own: Tensor, axes: Iterable[int] | None = None, *, second: bool = False) -> int:
+        """Return the axis that a field's channels run along: the longest, of equally long ones the last.
+
+        In a smaller network, another axis may be longer; it is told by the choices of the wide one.
+        """
+        ranked = sorted(varying(own) if axes is None else axes, key=lambda axis: (own.shape[axis], axis))
+        if not ranked:
+            return own.dim() - 1
+        key = (self.mode, self.calls, self.op, frozenset(ranked))
+        chosen = self.guide.get(key, ranked[-2] if second and len(ranked) > 1 else ranked[-1])
+        self.choices[key] = chosen
+        return chosen
 
     def new_labels(self, tensor: str, axis: int, size: int, blocks: int = 1) -> Tensor:
         """Return `size` fresh labels, (size,), owned by an axis of a state-dict tensor, in equal blocks."""

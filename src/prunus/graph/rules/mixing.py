@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
-from prunus.graph.tape import Fields, Tape, carrier, varying
+from prunus.graph.tape import Fields, Tape, varying
 
 
 def mixes(tape: Tape, findings: Findings, call: Call, results: Sequence[Fields]) -> None:
@@ -26,7 +26,7 @@ def reduced(tape: Tape, own: Tensor, dims: set[int], use: str) -> Tensor | None:
     axes = varying(own)
     if not axes & dims:
         return own
-    if axes <= dims or carrier(own) in dims:
+    if axes <= dims or tape.carrier(own) in dims:
         return None
     for axis in sorted(axes & dims):
         first = own.amax(axis, keepdim=True)

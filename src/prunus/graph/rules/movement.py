@@ -10,7 +10,7 @@ from torch import Tensor
 from prunus.graph.findings import Call, Findings
 from prunus.graph.rules.pointwise import merge, refuse_fixed
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape, carrier, compact, varying
+from prunus.graph.tape import Tape, compact, varying
 
 
 @rule(
@@ -85,20 +85,14 @@ def _note_split(tape: Tape, own: Tensor, moved: Tensor, old: set[int], new: set[
     """Say which axes are pieces where channels come to run along more of them, and whether their order changes."""
     before, after = varying(own) & old, varying(moved) & new
     if len(after) > 1 or len(before) > 1:
-        main = _main_axis(tape, moved, after) if len(after) > len(before) else None
+        main = tape.carrier(moved, after, second=tape.hinted("swapped")) if len(after) > len(before) else None
         whole, axes = (moved, after) if len(after) >= len(before) else (own, before)
-        runs = main if main is not None else max(axes, key=lambda axis: (whole.shape[axis], axis))
+        runs = main if main is not None else tape.carrier(whole, axes)
         tape.reorders = tape.reorders or any(axis > runs for axis in axes)
         if main is not None:
             for axis in after - {main}:
                 tape.pieces(moved, axis)
     tape.is_risky = True
-
-
-def _main_axis(tape: Tape, moved: Tensor, axes: set[int]) -> int:
-    """Return the axis that carries the channels: the longest, or the next longest where that was found to be wrong."""
-    ranked = sorted(axes, key=lambda axis: (moved.shape[axis], axis))
-    return ranked[-2] if tape.hinted("swapped") else ranked[-1]
 
 
 def _segments(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[range, range]]:
@@ -149,7 +143,7 @@ def cut(tape: Tape, findings: Findings, call: Call) -> None:
 def _note_cut(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int) -> None:
     """Say how the pieces of one field count together."""
     tape.is_risky = True
-    if varying(own) != {axis} and carrier(own) != axis:
+    if varying(own) != {axis} and tape.carrier(own) != axis:
         return  # it takes some of a fixed number of pieces
     selecting = call.func.overloadpacket in (aten.select, aten.unbind)
     if selecting:
@@ -206,7 +200,7 @@ def cat(tape: Tape, findings: Findings, call: Call) -> None:
     across: list[Tensor] = []
     for number, piece in enumerate(pieces):
         for own in tape.read(piece):
-            if varying(own) == {axis} or (axis in varying(own) and carrier(own) == axis):
+            if varying(own) == {axis} or (axis in varying(own) and tape.carrier(own) == axis):
                 flat = tape.collapse(own, axis, call.name)
                 joined[number] = flat.view([-1 if a == axis else 1 for a in range(own.dim())])
             elif axis in varying(own):

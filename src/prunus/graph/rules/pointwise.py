@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape, carrier, varying
+from prunus.graph.tape import Tape, varying
 
 FILLS = {aten.bernoulli_, aten.uniform_, aten.normal_, aten.fill_, aten.zero_}
 LIKES = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like}
@@ -90,20 +90,20 @@ def merge(tape: Tape, fields: list[Tensor], new: Tensor, use: str) -> list[Tenso
     for old in fields:
         if not varying(old) & varying(new):
             apart.append(old)
-        elif _numbers_pieces(new, old):
+        elif _numbers_pieces(tape, new, old):
             tape.freeze(new, f"{use} gives each piece a value of its own")
             new = old
-        elif _numbers_pieces(old, new):
+        elif _numbers_pieces(tape, old, new):
             tape.freeze(old, f"{use} gives each piece a value of its own")
         else:
             new = tape.unite(old, new, use)
     return [*apart, new]
 
 
-def _numbers_pieces(one: Tensor, other: Tensor) -> bool:
+def _numbers_pieces(tape: Tape, one: Tensor, other: Tensor) -> bool:
     """Say whether a field runs along an axis that only numbers the pieces of the other: the heads of an attention."""
     axes = varying(other)
-    return varying(one) < axes and carrier(other) not in varying(one)
+    return varying(one) < axes and tape.carrier(other) not in varying(one)
 
 
 def refuse_fixed(tape: Tape, aligned: Tensor, operands: Sequence[Tensor], rank: int, use: str) -> None:

@@ -103,7 +103,7 @@ def over_one_axis(tape: Tape, findings: Findings, call: Call) -> None:
     fields = []
     over = False
     for own in tape.read(x):
-        if varying(own) - {axis} and axis in varying(own) and own.shape[axis] < max(own.shape):
+        if varying(own) - {axis} and axis in varying(own) and tape.carrier(own) != axis:
             first = own.amax(axis, keepdim=True)  # a softmax over pieces: their channels meet
             tape.unite(first.expand_as(own), own, call.name)
             fields.append(first)
