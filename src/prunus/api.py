@@ -81,7 +81,7 @@ def prune(
     clock = _Clock()
     graph = without(trace(model, example_inputs), ignore)
     clock.stop("trace")
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         scores = score(model, graph, criterion, calibration=calibration, seed=seed, **options)
         plan = allocate(
             graph,
@@ -96,6 +96,9 @@ def prune(
         pruned, verification = _proven(model, graph, plan, example_inputs, clock)
         if pruned is not None and verification.passed:
             return PruneResult(pruned, plan, verification, graph, clock.seconds)
+        if not attempt:
+            graph = without(trace(model, example_inputs, thorough=True), ignore)
+            continue
         broken = _culprits(model, graph, plan, example_inputs)
         graph = keeping(graph, broken, f"without some of its channels, {verification.failure}")
         clock.stop("verify")

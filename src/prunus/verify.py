@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunus.graph.channels import ChannelGraph
+from prunus.graph.fitting import plain_tensors
 from prunus.graph.reference import ReferenceMode
 from prunus.graph.running import attention_by_products
 from prunus.graph.trace import Inputs, as_arguments
@@ -42,7 +43,7 @@ class Verification:
 def silence(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Return a copy of the model, as large as before, whose consumers ignore the channels that `plan` drops."""
     keep = plan.keep_array(graph)
-    silenced = copy.deepcopy(model)
+    silenced = copy.deepcopy(model, plain_tensors(model))
     tensors = dict(
         [*silenced.named_parameters(remove_duplicate=False), *silenced.named_buffers(remove_duplicate=False)]
     )
@@ -71,7 +72,7 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: Pruni
     samples = next((len(arg) for arg in args if isinstance(arg, Tensor) and arg.dim()), 0)
     mode = ReferenceMode(graph, plan.keep_array(graph))
     with torch.no_grad(), attention_by_products():
-        whole = _prepared(copy.deepcopy(model))
+        whole = _prepared(copy.deepcopy(model, plain_tensors(model)))
         with mode:
             reference = _outputs(whole, args)
         del whole
@@ -83,7 +84,7 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: Pruni
         if mode.met != len(graph.sites):
             return verdict(False, float("nan"), "the original runs differently here than it did when it was traced")
         try:
-            found = _outputs(_prepared(copy.deepcopy(pruned)), args)
+            found = _outputs(_prepared(copy.deepcopy(pruned, plain_tensors(pruned))), args)
         except Exception as cause:
             return verdict(False, float("nan"), f"the pruned network does not run: {cause}")
     if [out.shape for out in found] != [out.shape for out in reference]:

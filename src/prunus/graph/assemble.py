@@ -21,6 +21,7 @@ from prunus.graph.channels import (
     Norm,
     Order,
     Site,
+    SizeSetting,
 )
 from prunus.graph.findings import Contracted, Findings
 from prunus.graph.layout import Layout, bundle_signatures, layout_of
@@ -100,6 +101,10 @@ class Assembly:
             activations=self._activations(),
             frozen=self._freezes(),
             channel_count=len(self.prunable),
+            settings=tuple(
+                SizeSetting(module, attribute, (self.ids[labels.numpy()],), None, True)
+                for module, attribute, labels in {s[:2]: s for s in findings.sizes}.values()
+            ),
             sites=tuple(
                 Site(s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results))
                 for s in findings.sites

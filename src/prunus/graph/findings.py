@@ -88,13 +88,18 @@ class Sited:
 
 @dataclass
 class Findings:
-    """What the rules note beside labels; `batch` is the number of examples that run at once."""
+    """What the rules note beside labels.
+
+    `batch` is the number of examples that run at once; `sizes` are attributes of modules, and the labels that each
+    counts.
+    """
 
     batch: int = 1
     contractions: list[Contracted] = field(default_factory=list)
     norms: list[Normalised] = field(default_factory=list)
     activations: list[Tensor] = field(default_factory=list)
     sites: list[Sited] = field(default_factory=list)
+    sizes: list[tuple[str, str, Tensor]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def site(self, call: Call, operands: list[Fields], results: list[Fields], *, gathers: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from prunus.graph.channels import Keep, SizeSetting
 
@@ -18,7 +20,7 @@ def fit(model: nn.Module) -> None:
 
 def _fit(module: nn.Module) -> None:
     if isinstance(module, CONVOLUTIONS):
-        first, second = module.weight.shape[:2]
+        first, second = getattr(module, "weight_v", module.weight).shape[:2]
         old_in, old_out = module.in_channels, module.out_channels
         if module.groups == old_in and module.groups > 1:
             module.groups = first if module.transposed else first // (old_out // old_in)
@@ -38,6 +40,19 @@ def _fit(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+
+
+def plain_tensors(model: nn.Module) -> dict[int, Any]:
+    """Return what `copy.deepcopy` must be told of tensors that modules hold as plain attributes.
+
+    Such a one may be the result of a computation (a weight norm's), which it refuses to copy.
+    """
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
 
 def put(model: nn.Module, setting: SizeSetting, keep: Keep) -> None:

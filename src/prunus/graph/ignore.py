@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from prunus.errors import ConfigError
-from prunus.graph.channels import ChannelGraph, Freeze, Ids
+from prunus.graph.channels import ChannelGraph, ChannelGroup, Freeze, Ids
 
 
 def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
@@ -64,9 +64,15 @@ def keeping(graph: ChannelGraph, groups: Iterable[str], reason: str) -> ChannelG
             for site in graph.sites
         ),
         order=None if graph.order is None else dataclasses.replace(graph.order, ids=ids[graph.order.ids]),
-        frozen=(*graph.frozen, *(Freeze(group.tensors[0][0], reason, group.size) for group in dropped)),
+        frozen=(*graph.frozen, *(Freeze(_weight_of(graph, group), reason, group.size) for group in dropped)),
         channel_count=len(alive),
     )
+
+
+def _weight_of(graph: ChannelGraph, group: ChannelGroup) -> str:
+    """Return the weight that a group has its name from."""
+    named = [layer.weight for layer in graph.layers if layer.name == group.name.partition("#")[0]]
+    return named[0] if named else group.tensors[0][0]
 
 
 def _inside(tensor: str, module: str) -> bool:

@@ -33,3 +33,15 @@ def place_of_call() -> Place:
             break
         frame = frame.f_back
     return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def place_of_error(error: BaseException) -> Place | None:
+    """Return the innermost line that an error was raised through that is neither torch's nor this package's."""
+    found = None
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not code.co_filename.startswith((_TORCH, _OWN, "<")):
+            found = Place(code.co_filename, trace.tb_lineno, code.co_name)
+        trace = trace.tb_next
+    return found

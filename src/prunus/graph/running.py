@@ -63,12 +63,22 @@ class FunctionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self.made:
             kwargs = {**kwargs, "device": torch.device("meta")}
+        elif func is torch.nn.functional.rms_norm:
+            _check_rms_norm(self.tape, *args, **kwargs)
         elif self.tape is not None:
             watch = _HIDING.get(func)
             if watch is not None:
                 with _disable_current_modes():
                     watch(self.tape, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _check_rms_norm(tape: Tape | None, x: Tensor, shape: Sequence[int], *_: Any, **__: Any) -> None:
+    """Refuse a shape that does not fit, as the operation does on real tensors but not on meta ones."""
+    if tape is not None:
+        tape.is_risky = True
+    elif list(shape) != list(x.shape[x.dim() - len(shape) :]):
+        raise RuntimeError(f"rms_norm over {list(shape)} of {list(x.shape)}")
 
 
 def _attention(tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Runner:
         return [sized(arg, count, self.old, is_meta=is_meta) for arg in self.args]
 
 
-def settled(model: nn.Module, args: tuple[Any, ...]) -> ChannelGraph:
+def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) -> ChannelGraph:
     """Trace a model until what a smaller one does agrees with what the trace says."""
     _refuse(model)
     runner = Runner(args)
@@ -129,7 +129,7 @@ def settled(model: nn.Module, args: tuple[Any, ...]) -> ChannelGraph:
         assembly = Assembly(recording.traced, {})
         assembly = find_levels(model, runner, recording, assembly, repairs, hints)
         graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
-        if not recording.traced.tape.is_risky or not graph.groups:
+        if not (thorough or recording.traced.tape.is_risky) or not graph.groups:
             return graph
         problem = first_problem(Attempt(model, runner, recording, assembly, graph, repairs))
         if problem is None:

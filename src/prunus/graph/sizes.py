@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.graph.assemble import Assembly
 from prunus.graph.channels import ChannelGraph, Ids, Keep, SizeSetting
-from prunus.graph.fitting import fit, put
-from prunus.graph.places import Place, place_of_call
+from prunus.graph.fitting import fit, plain_tensors, put
+from prunus.graph.places import Place, place_of_call, place_of_error
 from prunus.graph.running import FunctionMode, on_meta, run
 from prunus.graph.shapes import result_of
 from prunus.graph.tape import Hints, varying
@@ -67,7 +67,7 @@ class Repairs:
 
     accepted: list[Repair] = field(default_factory=list)
     tried: set[tuple[str, str, Place]] = field(default_factory=set)
-    last: tuple[int, int] | None = None
+    bulk: dict[tuple[Place, str], list[Repair]] = field(default_factory=dict)
 
     def settings(self, steps: Mapping[bool, Steps], assembly: Assembly) -> tuple[SizeSetting, ...]:
         """Return what every module stores that a repair speaks of."""
@@ -93,16 +93,18 @@ class Repairs:
 
     def resolve(self, problem: Problem, recording: Recording, hints: Hints) -> None:
         """Try the next way to take the step that did not fit: a stored number, the other axis, keeping it whole."""
-        call, _ = recording.steps[problem.training][problem.index]
-        for spot, size in _spots(call, recording):
-            for _name, module in reversed(problem.modules):
-                for attribute, index in _holders(module, size):
-                    repair = Repair(type(module), attribute, index, call.name, spot)
-                    key = (type(module).__qualname__, f"{attribute}.{index}.{spot}", problem.place)
-                    if repair not in self.accepted and key not in self.tried:
-                        self.tried.add(key)
-                        self.accepted.append(repair)
-                        return
+        steps = recording.steps[problem.training]
+        call, _ = steps[problem.index]
+        for near in (call, steps[max(problem.index - 1, 0)][0]):
+            for repair in self._candidates(near, problem, recording):
+                self.accepted.append(repair)
+                return
+        if (bulk := (problem.place, call.name)) not in self.bulk:
+            self.bulk[bulk] = self._all_of_module(problem, recording)
+            self.accepted += self.bulk[bulk]
+            if self.bulk[bulk]:
+                return
+        self.accepted = [repair for repair in self.accepted if repair not in self.bulk[bulk]]
         taken = hints.taken.setdefault((problem.place, call.name), set())
         for how in ("swapped", "tied", "frozen"):
             fits = {"swapped": "view" in call.name, "tied": call.name in _STORING}.get(how, True)
@@ -110,6 +112,24 @@ class Repairs:
                 taken.add(how)
                 return
         _freeze_all(problem, recording, hints)
+
+    def _candidates(self, call: Call, problem: Problem, recording: Recording) -> Iterator[Repair]:
+        """Yield the repairs at one step that were not tried yet."""
+        for spot, size in _spots(call, recording):
+            for _name, module in reversed(problem.modules):
+                for attribute, index in _holders(module, size):
+                    repair = Repair(type(module), attribute, index, call.name, spot)
+                    key = (type(module).__qualname__, f"{attribute}.{index}.{spot}", problem.place)
+                    if repair not in self.accepted and key not in self.tried:
+                        self.tried.add(key)
+                        yield repair
+
+    def _all_of_module(self, problem: Problem, recording: Recording) -> list[Repair]:
+        """Return every repair at the later steps of the module that ran: a size may be a sum of what it stores."""
+        steps = recording.steps[problem.training]
+        running = steps[problem.index][1]
+        later = [call for call, module in steps[problem.index :][:200] if module == running]
+        return [repair for call in later for repair in self._candidates(call, problem, recording)]
 
 
 _STORING = {"aten.split_with_sizes", "aten.slice", "aten.constant_pad_nd", "aten.cat"}
@@ -236,8 +256,8 @@ def first_problem(attempt: Attempt) -> Problem | None:
         except _Stop:
             pass
         except Exception as error:
-            if watch.problem is None and attempt.runner.is_meta:
-                watch.note(str(error))
+            if watch.problem is None:
+                watch.note(str(error), place_of_error(error))
         if watch.problem is not None:
             return watch.problem
     return None
@@ -264,7 +284,7 @@ def shaped(
     model: nn.Module, shapes: Mapping[str, tuple[int, ...]], keep: Keep, settings: Sequence[SizeSetting]
 ) -> nn.Module:
     """Return a copy of a model on the meta device whose tensors have these shapes."""
-    memo: dict[int, Any] = {}
+    memo = plain_tensors(model)
     for name, tensor in [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -273,9 +293,9 @@ def shaped(
             empty = torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     small = copy.deepcopy(model, memo)
-    fit(small)
     for setting in settings:
         put(small, setting, keep)
+    fit(small)
     return small
 
 
@@ -313,11 +333,11 @@ class _Watch(TorchDispatchMode):
         self.count += 1
         return out
 
-    def note(self, error: str) -> None:
+    def note(self, error: str, place: Place | None = None) -> None:
         """Keep where the network stopped to fit."""
         if self.problem is None and self.steps:
             index = min(self.count, len(self.steps) - 1)
-            place = place_of_call()
+            place = place or place_of_call()
             self.problem = Problem(self.training, index, place, tuple(self.modules), error)
 
     def _fits(self, call: Call, out: Any) -> bool:

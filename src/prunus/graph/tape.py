@@ -101,6 +101,7 @@ class Tape:
         self.marks: list[tuple[Tensor, Marks]] = []
         self.frozen: list[Frozen] = []
         self.modules: list[tuple[str, nn.Module]] = []
+        self.columns: list[tuple[int, int]] = []
         self.uniform: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self.parents: dict[int, tuple[Tensor, Tensor, dict[int, Tensor]]] = {}
         self.reorders = False
@@ -125,10 +126,21 @@ class Tape:
         ranked = sorted(varying(own) if axes is None else axes, key=lambda axis: (own.shape[axis], axis))
         if not ranked:
             return own.dim() - 1
+        if self.columns and len(ranked) > 1 and (axis := self._column_axis(own, ranked)) is not None:
+            return axis
         key = (self.mode, self.calls, self.op, frozenset(ranked))
         chosen = self.guide.get(key, ranked[-2] if second and len(ranked) > 1 else ranked[-1])
         self.choices[key] = chosen
         return chosen
+
+    def _column_axis(self, own: Tensor, axes: Sequence[int]) -> int | None:
+        """Return the axis of a grouped weight's input channels: consecutive labels lie along it."""
+        for axis in axes:
+            row = own.select(axis, 0).reshape(-1)[0], own.select(axis, 1).reshape(-1)[0]
+            first, second = int(row[0]), int(row[1])
+            if second == first + 1 and any(start <= first < stop for start, stop in self.columns):
+                return axis
+        return None
 
     def new_labels(self, tensor: str, axis: int, size: int, blocks: int = 1) -> Tensor:
         """Return `size` fresh labels, (size,), owned by an axis of a state-dict tensor, in equal blocks."""
@@ -163,6 +175,7 @@ class Tape:
                     labels = self.new_labels(name, axis, groups * size, groups).view(groups, size)
                     shape[:2] = [tensor.shape[0], size]
                     fields.append(labels.repeat_interleave(rows, 0).view(shape))
+                    self.columns.append((int(labels[0, 0]), int(labels[-1, -1]) + 1))
                 else:
                     shape[axis] = size
                     fields.append(self.new_labels(name, axis, size).view(shape))

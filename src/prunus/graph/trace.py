@@ -13,7 +13,7 @@ from prunus.graph.settle import settled
 Inputs = Tensor | Sequence[Any]
 
 
-def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
+def trace(model: nn.Module, example_inputs: Inputs, *, thorough: bool = False) -> ChannelGraph:
     """Find which channels of a model go together, what each costs, and which must stay.
 
     The model runs on the meta device, in evaluation mode and in training mode: no weight is copied, nothing is
@@ -25,11 +25,12 @@ def trace(model: nn.Module, example_inputs: Inputs) -> ChannelGraph:
         model: any module whose forward pass is made of PyTorch operations.
         example_inputs: what the model takes: one tensor (N, C, H, W), or a tuple of arguments; only their shapes and
             types count.
+        thorough: run a smaller network in any case, not only where an operation is given sizes.
 
     Raises:
         TraceError: the model does not run on these inputs.
     """
-    return settled(model, as_arguments(example_inputs))
+    return settled(model, as_arguments(example_inputs), thorough=thorough)
 
 
 def as_arguments(example_inputs: Inputs) -> tuple[Any, ...]:

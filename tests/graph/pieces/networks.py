@@ -189,7 +189,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "generator": Network(Generator, lambda: (torch.randn(2, 10),)),
     "transformer with queries": Network(Queries, _image, expected="frozen", notes="the transformer's width may stay"),
-    "patches and mixer": Network(Patches, _image),
+    "patches and mixer": Network(Patches, _image, expected="frozen", notes="the mixer of positions has no channels"),
     "words": Network(Words, lambda: (torch.randint(0, 20, (2, 9)),)),
     "unused, shared, without gradients": Network(Unused, _image),
     "recurrent by hand": Network(lambda: Net(_recurrent, body=conv(16, 8), head=_head()), _image),

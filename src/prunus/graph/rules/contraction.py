@@ -35,9 +35,10 @@ def convolution(tape: Tape, findings: Findings, call: Call) -> None:
         own = tape.along(weight, 0, call.name)
         outgoing = incoming.repeat_interleave(weight.shape[0] // groups)
         if 0 in tape.even(weight):
+            tape.write(call.out, [outgoing.view([-1 if a == 1 else 1 for a in range(call.out.dim())])])
             tape.is_risky = True  # one kernel for all channels, repeated as often as there are channels
-        else:
-            tape.unite(outgoing, own, call.name)
+            return
+        tape.unite(outgoing, own, call.name)
         tape.is_risky = tape.is_risky or not _is_module(tape)
     else:
         outgoing = _grouped(tape, call, incoming, groups)
@@ -55,10 +56,26 @@ def _grouped(tape: Tape, call: Call, incoming: Tensor, groups: int) -> Tensor:
     outgoing = _only_rows(tape, weight, call.name)
     inputs, outputs = incoming.view(groups, -1), outgoing.view(groups, -1)
     columns = _columns(tape, weight, groups, call.name)
+    if bool((inputs >= 0).all()) and bool((inputs == inputs[:, :1]).all()):
+        return _whole_groups(tape, findings, weight, inputs, outputs, columns, call.name)
     tape.unite(inputs, columns, call.name)
     for pieces in (inputs, outputs):
         tape.pieces(pieces, 0)
     return outgoing
+
+
+def _whole_groups(
+    tape: Tape, findings: Findings, weight: Tensor, inputs: Tensor, outputs: Tensor, columns: Tensor, use: str
+) -> Tensor:
+    """Let a group go with all that goes in and comes out, where its input channels are one channel many times."""
+    own = inputs[:, :1]
+    for rows in (columns, outputs):
+        tape.unite(own.expand_as(rows), rows, use)
+    tape.write(weight, [field for field in tape.read(weight) if varying(field) == {0}])
+    if _is_module(tape):
+        findings.sizes.append((tape.modules[-1][0], "groups", own.reshape(-1)))
+    tape.is_risky = True
+    return own.expand_as(outputs).reshape(-1)
 
 
 def _only_rows(tape: Tape, weight: Tensor, use: str) -> Tensor:

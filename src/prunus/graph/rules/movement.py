@@ -160,7 +160,10 @@ def _note_cut(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int
     if not bool(taken.all()):
         parts.append((~taken).nonzero().reshape(-1))
     rows = own.movedim(axis, -1).reshape(-1, length)
-    labels = [rows[:, part] for part in parts if len(part)]
+    labels = [rows[:, part] for part in parts if len(part) and bool((rows[:, part] >= 0).any())]
+    if len(labels) == 1:  # the others have a fixed size
+        tape.separate(labels)
+        return
     if _stored(tape, call, length):
         tape.separate(labels)
     else:

@@ -88,7 +88,7 @@ def merge(tape: Tape, fields: list[Tensor], new: Tensor, use: str) -> list[Tenso
     """Add a field to those of a result, united with each that varies along a common axis."""
     apart = []
     for old in fields:
-        if not varying(old) & varying(new):
+        if not varying(old) & varying(new) or _share_pieces(tape, old, new):
             apart.append(old)
         elif _numbers_pieces(tape, new, old):
             tape.freeze(new, f"{use} gives each piece a value of its own")
@@ -98,6 +98,14 @@ def merge(tape: Tape, fields: list[Tensor], new: Tensor, use: str) -> list[Tenso
         else:
             new = tape.unite(old, new, use)
     return [*apart, new]
+
+
+def _share_pieces(tape: Tape, one: Tensor, other: Tensor) -> bool:
+    """Say whether the channels of two fields run along different axes, and only their pieces along a common one."""
+    common = varying(one) & varying(other)
+    if varying(one) <= common or varying(other) <= common:
+        return False
+    return tape.carrier(one) not in common and tape.carrier(other) not in common
 
 
 def _numbers_pieces(tape: Tape, one: Tensor, other: Tensor) -> bool:
