@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.fitting import plain_tensors
 from prunus.graph.reference import ReferenceMode
-from prunus.graph.running import attention_by_products
+from prunus.graph.running import plainly
 from prunus.graph.trace import Inputs, as_arguments
 from prunus.plan import PruningPlan
 
@@ -71,7 +71,7 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: Pruni
     args = tuple(_double(arg) for arg in as_arguments(inputs))
     samples = next((len(arg) for arg in args if isinstance(arg, Tensor) and arg.dim()), 0)
     mode = ReferenceMode(graph, plan.keep_array(graph))
-    with torch.no_grad(), attention_by_products():
+    with plainly():
         whole = _prepared(copy.deepcopy(model, plain_tensors(model)))
         with mode:
             reference = _outputs(whole, args)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-_TORCH = str(Path(torch.__file__).parent)
-_OWN = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent / "_")[:-1]
+_OWN = str(Path(__file__).parent / "_")[:-1]
 
 
 @dataclass(frozen=True)

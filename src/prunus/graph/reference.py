@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunus.errors import TraceError
 from prunus.graph.channels import ChannelGraph, Ids, Keep, Site
 from prunus.graph.findings import tensors_in
+from prunus.graph.running import decomposed
 
 _OPERANDS = {"aten.addmm": 1, "aten.baddbmm": 1}
 
@@ -29,6 +30,9 @@ class ReferenceMode(TorchDispatchMode):
         self.mixing: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = decomposed(self, func, args, kwargs)
+        if out is not NotImplemented:
+            return out
         name = str(func.overloadpacket)
         site = self.sites.get((name, self.counts[name]))
         self.counts[name] += 1
@@ -41,7 +45,7 @@ class ReferenceMode(TorchDispatchMode):
             place = _OPERANDS.get(name, 0)
             mask = self._mask(site.operands[0], args[place])
             args = [*args]
-            args[place] = args[place] * torch.from_numpy(mask).to(args[place].device)
+            args[place] = torch.where(torch.from_numpy(mask).to(args[place].device), args[place], 0)
         return func(*args, **(kwargs or {}))
 
     def _mask(self, fields: tuple[Ids, ...], tensor: Tensor) -> Any:
@@ -99,7 +103,7 @@ class ReferenceMode(TorchDispatchMode):
             mask = mask & self.keep[field]
             several += [self.keep[field]] if len(axes) > 1 else []
         run = _carrier(several[0]) if several else 0
-        full = tensor.new_zeros(shape)
+        full = tensor.new_ones(shape)  # what went is used by nothing; zeros might be divided by
         order = [a for a in range(tensor.dim()) if a != run] + [run]
         flags = torch.from_numpy(np.broadcast_to(mask, shape).copy()).to(tensor.device)
         full.permute(order)[flags.permute(order)] = tensor.permute(order).reshape(-1)

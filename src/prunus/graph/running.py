@@ -22,6 +22,10 @@ from prunus.graph.tape import Tape
 Modules = list[tuple[str, nn.Module]]
 
 
+UNSEEN = {torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
+"""What is called or not at torch's pleasure, and does nothing: no step of the model."""
+
+
 class LabelMode(TorchDispatchMode):
     """Sees every ATen operation that the model makes and carries labels through it."""
 
@@ -34,6 +38,9 @@ class LabelMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        out = decomposed(self, func, args, kwargs)
+        if out is not NotImplemented:
+            return out
         out = None
         if self.is_meta:
             args, kwargs = on_meta(args, kwargs)
@@ -43,9 +50,10 @@ class LabelMode(TorchDispatchMode):
         call = Call(func, args, kwargs, out)
         tape = self.tape
         tape.op = call.name
-        tape.calls += 1
-        self.findings.counts[tape.op] += 1
-        self.steps.append((call, tape.modules[-1] if tape.modules else None))
+        if func not in UNSEEN:
+            tape.calls += 1
+            self.findings.counts[tape.op] += 1
+            self.steps.append((call, tape.modules[-1] if tape.modules else None))
         apply(tape, self.findings, call)
         return out
 
@@ -130,13 +138,28 @@ def run(
     training: bool,
 ) -> Any:
     """Run the model once in one mode with `state` for its tensors, and give it back its modes and random state."""
-    with _restored(model, training, state), _module_stack(model, modules), torch.no_grad(), attention_by_products():
+    with _restored(model, training, state), _module_stack(model, modules), plainly():
         stack = [mode.__enter__() for mode in modes]
         try:
             return model(*args)
         finally:
             for mode in reversed(stack):
                 mode.__exit__(None, None, None)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Record no gradients, and let every operation come as the simple ones that it is made of."""
+    with torch.inference_mode(False), torch.no_grad(), attention_by_products():
+        yield
+
+
+def decomposed(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """Run what a forward pass in inference mode calls whole, as its parts; NotImplemented for what has none."""
+    if not torch.is_inference_mode_enabled():
+        return NotImplemented
+    with mode:
+        return func.decompose(*args, **(kwargs or {}))
 
 
 @contextmanager

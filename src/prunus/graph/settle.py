@@ -131,11 +131,14 @@ def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) 
         graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
         if not (thorough or recording.traced.tape.is_risky) or not graph.groups:
             return graph
-        problem = first_problem(Attempt(model, runner, recording, assembly, graph, repairs))
+        attempt = Attempt(model, runner, recording, assembly, graph, repairs)
+        problem = first_problem(attempt)
+        while problem is not None and repairs.repair(problem, attempt):
+            problem = first_problem(attempt)
         if problem is None:
             settings = repairs.settings(recording.steps, assembly)
             return dataclasses.replace(graph, settings=(*graph.settings, *settings))
-        repairs.resolve(problem, recording, hints)
+        repairs.resolve(problem, attempt, hints)
         if hints.whole:
             break
     if not hints.whole:

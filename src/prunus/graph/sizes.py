@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.graph.assemble import Assembly
 from prunus.graph.channels import ChannelGraph, Ids, Keep, SizeSetting
+from prunus.graph.findings import tensors_in
 from prunus.graph.fitting import fit, plain_tensors, put
 from prunus.graph.places import Place, place_of_call, place_of_error
-from prunus.graph.running import FunctionMode, on_meta, run
+from prunus.graph.running import UNSEEN, FunctionMode, decomposed, on_meta, run
 from prunus.graph.shapes import result_of
 from prunus.graph.tape import Hints, varying
 
@@ -63,11 +65,11 @@ class Repair:
 
 @dataclass
 class Repairs:
-    """What was learnt about stored numbers: the repairs that helped, and those that were tried at a place."""
+    """What was learnt about stored numbers: the repairs that helped, and by place what else may and what is tried."""
 
     accepted: list[Repair] = field(default_factory=list)
-    tried: set[tuple[str, str, Place]] = field(default_factory=set)
-    bulk: dict[tuple[Place, str], list[Repair]] = field(default_factory=dict)
+    attempts: dict[tuple[Place, str], Iterator[list[Repair]]] = field(default_factory=dict)
+    current: dict[tuple[Place, str], list[Repair]] = field(default_factory=dict)
 
     def settings(self, steps: Mapping[bool, Steps], assembly: Assembly) -> tuple[SizeSetting, ...]:
         """Return what every module stores that a repair speaks of."""
@@ -91,54 +93,94 @@ class Repairs:
                         break
         return tuple(found.values())
 
-    def resolve(self, problem: Problem, recording: Recording, hints: Hints) -> None:
+    def resolve(self, problem: Problem, attempt: Attempt, hints: Hints) -> None:
         """Try the next way to take the step that did not fit: a stored number, the other axis, keeping it whole."""
-        steps = recording.steps[problem.training]
+        steps = attempt.recording.steps[problem.training]
         call, _ = steps[problem.index]
-        for near in (call, steps[max(problem.index - 1, 0)][0]):
-            for repair in self._candidates(near, problem, recording):
-                self.accepted.append(repair)
-                return
-        if (bulk := (problem.place, call.name)) not in self.bulk:
-            self.bulk[bulk] = self._all_of_module(problem, recording)
-            self.accepted += self.bulk[bulk]
-            if self.bulk[bulk]:
-                return
-        self.accepted = [repair for repair in self.accepted if repair not in self.bulk[bulk]]
+        if self.repair(problem, attempt):
+            return
         taken = hints.taken.setdefault((problem.place, call.name), set())
         for how in ("swapped", "tied", "frozen"):
             fits = {"swapped": "view" in call.name, "tied": call.name in _STORING}.get(how, True)
             if fits and how not in taken:
                 taken.add(how)
+                self.attempts.pop((problem.place, call.name), None)
                 return
-        _freeze_all(problem, recording, hints)
+        _freeze_all(problem, hints)
 
-    def _candidates(self, call: Call, problem: Problem, recording: Recording) -> Iterator[Repair]:
-        """Yield the repairs at one step that were not tried yet."""
-        for spot, size in _spots(call, recording):
-            for _name, module in reversed(problem.modules):
+    def repair(self, problem: Problem, attempt: Attempt) -> bool:
+        """Set the next stored number, or numbers, that the step that did not fit may have its size from."""
+        steps = attempt.recording.steps[problem.training]
+        key = (problem.place, steps[problem.index][0].name)
+        if key not in self.attempts:
+            self.attempts[key] = iter(self._ways(problem, attempt))
+            self.current[key] = []
+        for repair in self.current[key]:
+            if repair in self.accepted:
+                self.accepted.remove(repair)
+        self.current[key] = []
+        for way in self.attempts[key]:
+            new = [repair for repair in way if repair not in self.accepted]
+            if new:
+                self.current[key] = new
+                self.accepted += new
+                return True
+        return False
+
+    def _ways(self, problem: Problem, attempt: Attempt) -> list[list[Repair]]:
+        """List what may be set together: one attribute that fits at the step, then several of the module's."""
+        steps = attempt.recording.steps[problem.training]
+        call, running = steps[problem.index]
+        single = [*self._candidates(call, problem, attempt)]
+        if problem.index:
+            single += self._candidates(steps[problem.index - 1][0], problem, attempt)
+        by_attribute: dict[tuple[str, int | str | None], dict[bytes, Repair]] = {}
+        for later, module in steps[problem.index :][:200]:
+            if module == running:
+                for repair in self._candidates(later, problem, attempt):
+                    known = by_attribute.setdefault((repair.attribute, repair.index), {})
+                    part = _part(later, repair.spot, attempt.assembly)
+                    known.setdefault(b"" if part is None else part.tobytes(), repair)
+        direct: dict[tuple[str, int | str | None], Repair] = {}
+        for repair in single:  # the k-th size of a tuple for the k-th piece
+            key = (repair.attribute, repair.index)
+            if key not in direct or repair.spot[1] == repair.index:
+                direct[key] = repair
+        found = [*([repair] for repair in single), [*direct.values()]]
+        every = [list(known.values()) for known in by_attribute.values()]
+        for size in range(1, min(len(every), 3) + 1):
+            for chosen in itertools.combinations(every, size):
+                found += [list(way) for way in itertools.islice(itertools.product(*chosen), 8)]
+        return found[:WAYS]
+
+    def _candidates(self, call: Call, problem: Problem, attempt: Attempt) -> list[Repair]:
+        """List the stored numbers that equal a size along which this step's channels run."""
+        found: dict[tuple[str, int | str | None, bytes], Repair] = {}
+        for spot, size in _spots(call, attempt.recording):
+            part = _part(call, spot, attempt.assembly)
+            if part is None or (part < 0).all():
+                continue
+            for _, module in problem.modules[:-4:-1]:
                 for attribute, index in _holders(module, size):
                     repair = Repair(type(module), attribute, index, call.name, spot)
-                    key = (type(module).__qualname__, f"{attribute}.{index}.{spot}", problem.place)
-                    if repair not in self.accepted and key not in self.tried:
-                        self.tried.add(key)
-                        yield repair
+                    key = (attribute, index, part.tobytes())
+                    if key not in found or spot[1] == index:
+                        found[key] = repair
+        return [*found.values()]
 
-    def _all_of_module(self, problem: Problem, recording: Recording) -> list[Repair]:
-        """Return every repair at the later steps of the module that ran: a size may be a sum of what it stores."""
-        steps = recording.steps[problem.training]
-        running = steps[problem.index][1]
-        later = [call for call, module in steps[problem.index :][:200] if module == running]
-        return [repair for call in later for repair in self._candidates(call, problem, recording)]
 
+WAYS = 40
+"""How many ways to repair one line are tried at most; each runs a smaller network once."""
 
 _STORING = {"aten.split_with_sizes", "aten.slice", "aten.constant_pad_nd", "aten.cat"}
 
 
-def _freeze_all(problem: Problem, recording: Recording, hints: Hints) -> None:
-    """Keep everything: this place was taken every way and still does not fit."""
-    for op in {call.name for call, _ in recording.steps[problem.training]}:
-        hints.taken.setdefault((problem.place, op), set()).add("frozen")
+def _freeze_all(problem: Problem, hints: Hints) -> None:
+    """Keep all that the module touches, or the next one that holds it: this place still does not fit."""
+    for name, _ in reversed(problem.modules):
+        if name and name not in hints.modules:
+            hints.modules.add(name)
+            return
     hints.whole.append(problem.error)
 
 
@@ -199,8 +241,7 @@ def _spots(call: Call, recording: Recording) -> list[tuple[tuple[Any, ...], int]
             axis = call.out.dim() - 1 - number // 2
             if size > 0 and any(axis in varying(own) for own in tape.read(call.out)):
                 found.insert(0, (("last" if number % 2 else "first", "out", axis, size), size))
-    seen: set[int] = set()
-    return [(spot, size) for spot, size in found if not (size in seen or seen.add(size))]  # type: ignore[func-returns-value]
+    return found
 
 
 def _part(call: Call, spot: tuple[Any, ...], assembly: Assembly) -> Ids | None:
@@ -317,6 +358,9 @@ class _Watch(TorchDispatchMode):
         self.modules: list[tuple[str, nn.Module]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = decomposed(self, func, args, kwargs)
+        if out is not NotImplemented:
+            return out
         args, kwargs = on_meta(args, dict(kwargs or {}))
         try:
             out = result_of(func, args, kwargs)
@@ -325,10 +369,12 @@ class _Watch(TorchDispatchMode):
         except Exception as error:
             self.note(str(error))
             raise _Stop from error
+        if func in UNSEEN:
+            return out
         if self.count < len(self.steps):
             call, _ = self.steps[self.count]
             if not self._fits(call, out):
-                self.note(f"{call.name} gives another shape")
+                self.note(f"{func.overloadpacket} gives {[tuple(t.shape) for t in tensors_in(out)]}")
                 raise _Stop
         self.count += 1
         return out
@@ -341,8 +387,6 @@ class _Watch(TorchDispatchMode):
             self.problem = Problem(self.training, index, place, tuple(self.modules), error)
 
     def _fits(self, call: Call, out: Any) -> bool:
-        from prunus.graph.findings import tensors_in
-
         found = tensors_in(out)
         if len(found) != len(call.outputs):
             return False

@@ -52,10 +52,11 @@ class Hints:
     """What earlier traces of the same network taught: how to take an operation that a line of code calls.
 
     ``"frozen"`` keeps what it touches, ``"swapped"`` lets channels run along the other axis of a view, ``"tied"`` lets
-    stored sizes keep their proportions. `whole` says why everything must be kept, if it must.
+    stored sizes keep their proportions. `modules` are those in which everything is kept; `whole` says why everything must be kept, if it must.
     """
 
     taken: dict[tuple[Place, str], set[str]] = field(default_factory=dict)
+    modules: set[str] = field(default_factory=set)
     whole: list[str] = field(default_factory=list)
 
 

@@ -23,7 +23,7 @@ __all__ = ["NONLINEARITIES", "RULES", "apply", "mixes", "pointwise", "rule"]
 def apply(tape: Tape, findings: Findings, call: Call) -> None:
     """Carry labels through one operation: by its own rule, as element-wise, or by freezing what it touches."""
     packet = call.func.overloadpacket
-    if tape.hinted("frozen"):
+    if tape.hinted("frozen") or (tape.hints.modules and any(name in tape.hints.modules for name, _ in tape.modules)):
         tape.freeze_tensors(call.inputs, f"{call.name} is given a size that is written as a number")
     if packet in RULES:
         RULES[packet](tape, findings, call)

@@ -41,7 +41,7 @@ def convolution(tape: Tape, findings: Findings, call: Call) -> None:
         tape.unite(outgoing, own, call.name)
         tape.is_risky = tape.is_risky or not _is_module(tape)
     else:
-        outgoing = _grouped(tape, call, incoming, groups)
+        outgoing = _grouped(tape, findings, call, incoming, groups)
     positions = math.prod((x if transposed else call.out).shape[2:])
     _produce(tape, findings, call, (weight, bias, output_axis, input_axis), outgoing, incoming, positions)
 
@@ -50,7 +50,7 @@ def _is_module(tape: Tape) -> bool:
     return bool(tape.modules) and isinstance(tape.modules[-1][1], torch.nn.modules.conv._ConvNd)
 
 
-def _grouped(tape: Tape, call: Call, incoming: Tensor, groups: int) -> Tensor:
+def _grouped(tape: Tape, findings: Findings, call: Call, incoming: Tensor, groups: int) -> Tensor:
     """Let every group keep as many input channels as the others, and as many output channels."""
     weight = call.args[1]
     outgoing = _only_rows(tape, weight, call.name)
@@ -203,5 +203,4 @@ def batched_product(tape: Tape, findings: Findings, call: Call) -> None:
     findings.contractions.append(
         Contracted(right, None, call.out, 2, 1, positions, nothing, consumed, computed=False)
     )
-    operand = left if added is None else added
-    findings.site(call, [tape.read(operand) if added is None else ()], [], gathers=False)
+    findings.site(call, [tape.read(left)], [], gathers=False)

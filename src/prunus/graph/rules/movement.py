@@ -15,7 +15,7 @@ from prunus.graph.tape import Tape, compact, varying
 
 @rule(
     *(aten.permute, aten.transpose, aten.t, aten.expand, aten.squeeze, aten.unsqueeze, aten.alias, aten.detach),
-    *(aten.repeat, aten.diagonal, aten.unfold, aten.numpy_T),
+    *(aten.repeat, aten.diagonal, aten.unfold),
 )
 def movement(tape: Tape, findings: Findings, call: Call) -> None:
     """Every element keeps its label, wherever it goes."""
@@ -52,7 +52,7 @@ def turn(tape: Tape, findings: Findings, call: Call) -> None:
     movement(tape, findings, call)
 
 
-@rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias)
+@rule(aten.view, aten._unsafe_view)
 def view(tape: Tape, findings: Findings, call: Call) -> None:
     """Lay labels out anew. Where one axis becomes several, the longest carries the channels, the others are pieces."""
     source, out = call.args[0], call.out
@@ -289,7 +289,7 @@ def pick(tape: Tape, findings: Findings, call: Call) -> None:
     tape.freeze_tensors([index], f"{call.name} picks channels by number")
 
 
-@rule(aten.channel_shuffle, aten.native_channel_shuffle)
+@rule(aten.channel_shuffle)
 def channel_shuffle(tape: Tape, findings: Findings, call: Call) -> None:
     """Lay channels out as groups and read them across: the groups stay equal."""
     x, groups = call.args[:2]
@@ -330,3 +330,13 @@ def windows(tape: Tape, findings: Findings, call: Call) -> None:
         labels = rows[:, 0]
     tape.is_risky = True
     tape.write(out, [labels.view([-1 if a == target else 1 for a in range(out.dim())])])
+
+
+@rule(aten.as_strided, aten.as_strided_)
+def strided(tape: Tape, findings: Findings, call: Call) -> None:
+    """Lay a tensor of the same shape out in memory otherwise."""
+    x, out = call.args[0], call.out
+    if list(call.args[1]) == list(x.shape):
+        tape.write(out, tape.read(x), is_compact=True)
+    else:
+        tape.freeze_tensors([x], f"{call.name} reads memory at numbered positions")

@@ -16,9 +16,8 @@ LIKES = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.
 
 
 @rule(
-    *(*FILLS, *LIKES, aten._to_copy, aten.copy_, aten._prelu_kernel, aten.native_dropout, aten.clone, aten.where),
-    *(aten.hardswish, aten.hardswish_, aten.hardtanh, aten.hardtanh_, aten.masked_fill, aten.masked_fill_),
-    *(aten.log_sigmoid_forward, aten.rrelu_with_noise, aten.softshrink, aten.hardshrink),
+    *(*FILLS, *LIKES, aten._to_copy, aten.copy_, aten._prelu_kernel, aten.native_dropout, aten.masked_fill),
+    *(aten.masked_fill_, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward, aten.rrelu_with_noise),
 )
 def pointwise(tape: Tape, findings: Findings, call: Call) -> None:
     """Element-wise: the labels of the operands that meet are the same channel."""

@@ -13,8 +13,8 @@ from prunus.graph.rules.table import aten, rule
 from prunus.graph.tape import Tape, varying
 
 _POOLS = (
-    *(aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d),
-    *(aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.adaptive_avg_pool1d),
+    *(aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool2d, aten.avg_pool3d),
+    *(aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d),
     *(aten.adaptive_max_pool2d, aten.adaptive_max_pool3d),
 )
 _RESIZES = tuple(
