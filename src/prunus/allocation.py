@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from prunus.budget import ROUNDING, Budget
-from prunus.cost import METRICS, Cost, CostTable, Counts, format_bytes, format_count
+from prunus.cost import METRICS, Cost, CostTable, Counts, GrowingCost, format_bytes, format_count, predict_cost
 from prunus.errors import BudgetError, ConfigError, PlanError
-from prunus.graph.channels import ChannelGraph, Ids
+from prunus.graph.channels import ChannelGraph, Ids, Keep
 from prunus.ladders import Floats, Ladder, Rungs, Scope, ladder_of
 from prunus.plan import PruningPlan, plan_from_keep
 
@@ -82,10 +82,10 @@ class _Search:
         self.graph = graph
         self.budget = budget
         self.conditions = conditions
-        self.table = CostTable(graph, header_bytes=header_bytes)
-        self.dense = Cost(*self.table.costs(self.table.widths(graph.keep_all())).tolist())
+        self.dense = predict_cost(graph, graph.keep_all(), header_bytes=header_bytes)
         limits = budget.limits(self.dense)
         self.limits = np.array([limits.get(name, np.iinfo(np.int64).max) for name in METRICS])
+        self.table = CostTable(graph, header_bytes=header_bytes) if limits else None  # a ratio alone has no price
 
     def capped(self, ladders: list[Ladder], pruning_ratio: float) -> tuple[list[Ladder], list[str]]:
         """Cut each ladder off where its group would keep more than the ratio allows; floors stay, and are noted."""
@@ -104,43 +104,55 @@ class _Search:
 
     def run(self, ladders: list[Ladder], scope: Scope) -> list[int]:
         """Return how many channels each group keeps."""
-        rungs = Rungs(ladders, self.table)
+        rungs = Rungs(ladders)
         most = total = sum(ladder.group.size for ladder in ladders)
         if scope == "global" and self.budget.pruning_ratio is not None:
             most = _kept(self.budget.pruning_ratio, total)
         if rungs.base_count > most:
             share = int((1 - rungs.base_count / total) * 100) / 100
             self._refuse_ratio(f"at most {share:.2f} of the {total} channels can go")
-        self._check_reachable(rungs)
         order = rungs.order(scope)
-        low, high = 0, len(order)  # the first `low` rungs fit; costs only grow with more
+        taken = int(np.searchsorted(rungs.base_count + np.cumsum(rungs.sizes[order]), most, side="right"))
+        if self.table is None:
+            return self._filled_up(rungs, order, taken, most, None)
+        floors = rungs.floors(self.graph.keep_all())
+        self._check_reachable(Cost(*self.table.costs(self.table.widths(floors)).tolist()), bool(ladders))
+        taken, counts = self._affordable(self.table, rungs, order[:taken], floors)
+        return self._filled_up(rungs, order, taken, most, GrowingCost(self.table, counts))
+
+    def _affordable(self, table: CostTable, rungs: Rungs, order: Ids, floors: Keep) -> tuple[int, Counts]:
+        """Return how many of the first rungs are within the limits, and how many channels of each class stay then."""
+        base = table.counts(floors)
+        place = np.full(len(rungs.sizes), len(order))  # of each rung in the order
+        place[order] = np.arange(len(order))
+        added, classes = np.repeat(place, rungs.sizes), table.classes[rungs.channels]
+        low, high, best = 0, len(order), base  # the first `low` rungs fit; costs only grow with more
         while low < high:
             middle = (low + high + 1) // 2
-            chosen = order[:middle]
-            count, widths = rungs.sizes[chosen].sum(), rungs.widths[chosen].sum(axis=0)
-            fits = rungs.base_count + count <= most and self._within(rungs.base + widths)
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return self._filled_up(rungs, order, low, most)
+            counts = base + np.bincount(classes[added < middle], minlength=len(base))
+            if (table.costs(table.widths_of(counts)) <= self.limits).all():
+                low, best = middle, counts
+            else:
+                high = middle - 1
+        return low, best
 
-    def _within(self, widths: Counts) -> bool:
-        return bool((self.table.costs(widths) <= self.limits).all())
-
-    def _filled_up(self, rungs: Rungs, order: Ids, taken: int, most: int) -> list[int]:
+    def _filled_up(self, rungs: Rungs, order: Ids, taken: int, most: int, cost: GrowingCost | None) -> list[int]:
         """Climb on, best rung first, wherever one still fits; since costs only grow, a group that fails is done."""
         climbed = np.bincount(rungs.groups[order[:taken]], minlength=len(rungs.ladders))
-        widths = rungs.base + rungs.widths[order[:taken]].sum(axis=0)
         count = rungs.base_count + int(rungs.sizes[order[:taken]].sum())
-        done = np.zeros(len(rungs.ladders), dtype=np.bool_)
-        for rung in order[taken:]:
-            group = rungs.groups[rung]
-            if done[group]:
+        rest = order[taken:]
+        groups, sizes = rungs.groups[rest].tolist(), rungs.sizes[rest].tolist()
+        climbing = set(groups)
+        for rung, group, size in zip(rest.tolist(), groups, sizes, strict=True):
+            if not climbing:
+                break
+            if group not in climbing:
                 continue
-            higher = widths + rungs.widths[rung]
-            if count + rungs.sizes[rung] <= most and self._within(higher):
-                widths, count = higher, count + int(rungs.sizes[rung])
+            if count + size <= most and (cost is None or cost.grow(rungs.added(rung), self.limits)):
+                count += size
                 climbed[group] += 1
             else:
-                done[group] = True
+                climbing.remove(group)
         return [int(ladder.levels[level]) for ladder, level in zip(rungs.ladders, climbed, strict=True)]
 
     def _refuse_ratio(self, because: str) -> NoReturn:
@@ -149,9 +161,8 @@ class _Search:
             f"{because}. Ask for less, or lower min_channels."
         )
 
-    def _check_reachable(self, rungs: Rungs) -> None:
+    def _check_reachable(self, smallest: Cost, prunable: bool) -> None:
         """Raise unless the network with every group at its floor is within the budget."""
-        smallest = Cost(*self.table.costs(rungs.base).tolist())
         for index, name in enumerate(METRICS):
             dense, least, limit = getattr(self.dense, name), getattr(smallest, name), int(self.limits[index])
             if least <= limit:
@@ -161,7 +172,7 @@ class _Search:
             what = {"params": " parameters", "macs": " MACs", "size_bytes": ""}[name]
             share = f" ({-(-100 * least // dense) / 100:.2f})"
             wanted = f"{_fraction(asked)} of {write(dense)}" if isinstance(asked, float) else f"{write(limit)}"
-            if not rungs.ladders:
+            if not prunable:
                 because = _frozen_reasons(self.graph)
             else:
                 because = f"{self.conditions} the smallest network has {write(least, up=True)}{share}."
@@ -185,7 +196,7 @@ def _check_settings(scope: str, min_channels: int | None, round_to: int) -> None
 
 def _checked_scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, Floats]:
     """Return the scores as arrays; a PlanError says where they do not fit the graph."""
-    names = [group.name for group in graph.groups]
+    names = {group.name: group for group in graph.groups}
     for name in scores:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)

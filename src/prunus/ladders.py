@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from prunus.cost import CostTable, Counts
-from prunus.graph.channels import ChannelGroup, Ids
+from prunus.cost import Counts
+from prunus.graph.channels import ChannelGroup, Ids, Keep
 
 Scope = Literal["global", "local"]
 Floats = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ def ladder_of(group: ChannelGroup, scores: Floats, min_channels: int | None, rou
     order = np.argsort(-scores, kind="stable")
     if group.levels is None:
         lowest = -(-floor // round_to) * round_to
-        levels = [*range(lowest, group.size + 1, round_to)]
+        levels = list(range(lowest, group.size + 1, round_to))
     else:
         order = _by_level(group, order)
         totals = group.levels.sum(axis=1)
@@ -62,32 +62,40 @@ def _by_level(group: ChannelGroup, order: Ids) -> Ids:
     """Put channels, best first, in the order in which the levels of a group in pieces take them."""
     assert group.levels is not None
     pieces = group.piece_of[order]
-    place = np.zeros(len(order), np.int64)  # the place of each channel within its piece
-    for piece in range(group.levels.shape[1]):
-        inside = pieces == piece
-        place[inside] = np.arange(inside.sum())
-    level = np.array([np.searchsorted(group.levels[:, p], n, side="right") for p, n in zip(pieces, place, strict=True)])
+    inside = np.split(np.argsort(pieces, kind="stable"), np.cumsum(np.bincount(pieces))[:-1])
+    level = np.zeros(len(order), np.int64)
+    for piece, places in enumerate(inside):
+        level[places] = np.searchsorted(group.levels[:, piece], np.arange(len(places)), side="right")
     return order[np.argsort(level, kind="stable")]
 
 
 class Rungs:
     """All rungs of all ladders, numbered ladder by ladder, with what each adds.
 
-    `groups` is the ladder that each belongs to, `sizes` the channels that it adds, `widths` what it adds to the sums of
-    a CostTable. `base` and `base_count` are what all floors together have of them.
+    `groups` is the ladder that each belongs to, `sizes` how many channels it adds, `channels` which, rung after rung.
+    `base_count` is how many channels all floors together have.
     """
 
-    def __init__(self, ladders: list[Ladder], table: CostTable) -> None:
+    def __init__(self, ladders: list[Ladder]) -> None:
         self.ladders = ladders
-        kept = np.ones(table.occurrences.shape[1], np.int64)
-        for ladder in ladders:
-            kept[ladder.ids[ladder.levels[0] :]] = 0
-        self.base: Counts = table.occurrences @ kept
+        empty = np.zeros(0, np.int64)
         self.base_count = sum(int(ladder.levels[0]) for ladder in ladders)
         self.groups = np.repeat(np.arange(len(ladders)), [len(ladder.levels) - 1 for ladder in ladders])
-        self.sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(ladder.levels) for ladder in ladders)])
-        rows = [_rung_widths(ladder, table) for ladder in ladders]
-        self.widths = np.concatenate([np.zeros((0, len(self.base)), np.int64), *rows])
+        self.sizes = np.concatenate([empty, *(np.diff(ladder.levels) for ladder in ladders)])
+        above = (ladder.ids[ladder.levels[0] : ladder.levels[-1]] for ladder in ladders)
+        self.channels = np.concatenate([empty, *above])
+        self._starts = np.append(0, np.cumsum(self.sizes))
+
+    def floors(self, keep: Keep) -> Keep:
+        """Return `keep` without the channels above the floors."""
+        keep = keep.copy()
+        for ladder in self.ladders:
+            keep[ladder.ids[ladder.levels[0] :]] = False
+        return keep
+
+    def added(self, rung: int) -> Ids:
+        """Return the channels that one rung adds."""
+        return self.channels[self._starts[rung] : self._starts[rung + 1]]
 
     def order(self, scope: Scope) -> Ids:
         """Return the rungs in the order in which they are climbed; those of one ladder stay in theirs."""
@@ -96,10 +104,3 @@ class Rungs:
             return np.lexsort((self.groups, shares))
         scores = np.concatenate([np.zeros(0), *(ladder.rung_scores() for ladder in self.ladders)])
         return np.lexsort((self.groups, shares, -scores))
-
-
-def _rung_widths(ladder: Ladder, table: CostTable) -> Counts:
-    """Return what each rung of one ladder adds to the table's sums, (levels − 1, widths)."""
-    sums = np.cumsum(table.occurrences[:, ladder.ids], axis=1)[:, ladder.levels - 1]
-    steps: Counts = np.diff(sums, axis=1).T
-    return steps
