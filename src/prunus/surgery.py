@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,13 @@ from prunus.graph.ordering import kept_runs
 from prunus.graph.running import named_tensors
 from prunus.plan import PruningPlan
 
-Attributes = dict[str, dict[str, int | list[int]]]
+Sizes = int | list[int] | dict[str, int]
+"""What one attribute counts: a number, the entries of a tuple or list, or those of a dict."""
+
+Attributes = dict[str, dict[str, Sizes]]
 """Sizes by module and attribute: ``{"conv1": {"in_channels": 3, "out_channels": 9, "groups": 1}}``."""
 
+LARGEST_COUNT = 1_000_000
 
 
 def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
@@ -128,18 +133,20 @@ def _selection(labelled: LabelledTensor, keep: Keep) -> Selection:
 
 
 def module_attributes(model: nn.Module) -> Attributes:
-    """Return the sizes that surgery may have changed, by module and attribute, as plain data for a file."""
-    found: Attributes = {}
-    for name, module in model.named_modules():
-        sizes = {key: getattr(module, key) for key in _size_names(module)}
-        tuples = {key: list(value) for key, value in vars(module).items() if _is_count_tuple(module, value)}
-        if sizes or tuples:
-            found[name] = {**sizes, **tuples}
-    return found
+    """Return the sizes that surgery may have changed, by module and attribute, as plain data for a file.
+
+    Of torch's modules these are the sizes that they are known to keep; of a user's, every public attribute that holds a
+    count, or a tuple, list or dict of counts, whatever it counts: which of them surgery has set, a network cannot say.
+    """
+    held = ((name, _sizes_of(module)) for name, module in model.named_modules())
+    return {name: {key: _plain(value) for key, value in sizes.items()} for name, sizes in held if sizes}
 
 
-def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, int | list[int]]]) -> None:
+def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Sizes]]) -> None:
     """Give a network's modules the sizes that `module_attributes` returned for another of the same structure.
+
+    Only counts are set, and only where the network holds counts already. What a user's forward makes itself, and this
+    network has not made yet, is left to forward.
 
     Raises:
         SurgeryError: a module or an attribute is not one that the network has, or a size is not a count.
@@ -149,43 +156,113 @@ def apply_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, int
         if name not in modules:
             raise SurgeryError(f"there is no module {name!r} in this {type(model).__name__}; is it the right network?")
         module = modules[name]
-        allowed = {*_size_names(module), *(k for k, v in vars(module).items() if _is_count_tuple(module, v))}
+        held = _sizes_of(module)
         for key, value in sizes.items():
-            old = getattr(module, key, None) if key in allowed else None
-            if isinstance(old, tuple) and isinstance(value, list) and len(value) == len(old):
-                setattr(module, key, tuple(_count(name, key, item) for item in value))
-            elif isinstance(old, int) and isinstance(value, int):
-                setattr(module, key, _count(name, key, value))
-            else:
-                raise SurgeryError(f"{type(module).__name__} {name!r} has no size {key!r} that could be {value!r}.")
+            if key in held and _alike(_plain(held[key]), value):
+                setattr(module, key, _counted(held[key], value, name, key))
+            elif not _made_by_forward(module, key):
+                spot = f"{name}.{key}" if name else key
+                raise SurgeryError(f"{spot} of a {type(module).__name__} is no size that could be {value!r}.")
+
+
+def _plain(value: Any) -> Sizes:
+    """Return counts as a file holds them."""
+    if isinstance(value, dict):
+        return {str(key): item for key, item in value.items()}
+    return int(value) if isinstance(value, int) else list(value)
+
+
+def _alike(held: Sizes, value: object) -> bool:
+    """Say whether a file's value has the structure of what a module holds."""
+    if isinstance(held, list):
+        return isinstance(value, list) and len(value) == len(held)
+    if isinstance(held, dict):
+        return isinstance(value, dict) and value.keys() == held.keys()
+    return type(value) is int
+
+
+def _counted(held: Any, value: Any, module: str, key: str) -> Any:
+    """Return a file's counts in the kind of container that the module has."""
+    if isinstance(held, dict):
+        return type(held)({own: _count(module, key, value[str(own)]) for own in held})
+    if isinstance(held, (list, tuple)):
+        return type(held)(_count(module, key, item) for item in value)
+    return _count(module, key, value)
+
+
+def _made_by_forward(module: nn.Module, key: str) -> bool:
+    """Say whether a user's module may get this attribute, or its length, in forward: nothing is there, or no count."""
+    held = vars(module).get(key)
+    if not _is_own(module) or hasattr(nn.Module(), key):
+        return False
+    return type(held) in (int, list, dict) or (held is None and (key in vars(module) or not hasattr(module, key)))
 
 
 def _count(module: str, key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1_000_000:
+    if not _is_count(value):
         raise SurgeryError(
             f"the size {key!r} of module {module!r} is {value!r}; it should be a count from 0 to 1,000,000."
         )
-    return value
+    return value  # type: ignore[return-value]
 
 
-def _is_count_tuple(module: nn.Module, value: object) -> bool:
-    """Say whether a value is a tuple of counts in a user's module; torch's own tuples are kernel sizes and the like."""
-    own = not type(module).__module__.startswith("torch.")
-    return own and isinstance(value, tuple) and len(value) > 0 and all(type(item) is int for item in value)
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_COUNT
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Say whether a module is a user's; what torch's keep is known by name, the rest are kernel sizes and the like."""
+    return not type(module).__module__.startswith("torch.")
+
+
+def _sizes_of(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that hold counts of channels, or may."""
+    found = {key: getattr(module, key) for key in _size_names(module) if _holds_counts(getattr(module, key, None))}
+    if _is_own(module):
+        for key, value in vars(module).items():
+            if (key[0] != "_" or isinstance(value, tuple)) and _holds_counts(value):
+                found.setdefault(key, value)
+    return found
+
+
+def _holds_counts(value: object) -> bool:
+    """Say whether a value is a count, or a tuple, list or dict of nothing else."""
+    if isinstance(value, dict):
+        return (
+            type(value) is dict
+            and bool(value)
+            and len({*map(str, value)}) == len(value)
+            and all(type(key) in (int, str) and _is_count(item) for key, item in value.items())
+        )
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple, torch.Size) and len(value) > 0 and all(map(_is_count, value))
+    return _is_count(value)
+
+
+_KEPT_SIZES: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
+    ((CONVOLUTIONS,), ("in_channels", "out_channels", "groups")),
+    ((BATCH_NORMS,), ("num_features",)),
+    ((nn.Linear,), ("in_features", "out_features")),
+    ((nn.PReLU,), ("num_parameters",)),
+    ((nn.GroupNorm,), ("num_groups", "num_channels")),
+    ((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
+    ((nn.Unflatten,), ("unflattened_size",)),
+    ((nn.ChannelShuffle,), ("groups",)),
+    (
+        (
+            nn.modules.padding._ConstantPadNd,
+            nn.modules.padding._ReflectionPadNd,
+            nn.modules.padding._ReplicationPadNd,
+            nn.modules.padding._CircularPadNd,
+        ),
+        ("padding",),
+    ),
+)
+"""The sizes that torch's modules keep as attributes, by class."""
 
 
 def _size_names(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, CONVOLUTIONS):
-        return ("in_channels", "out_channels", "groups")
-    if isinstance(module, BATCH_NORMS):
-        return ("num_features",)
-    if isinstance(module, nn.Linear):
-        return ("in_features", "out_features")
-    if isinstance(module, nn.PReLU):
-        return ("num_parameters",)
-    if isinstance(module, nn.GroupNorm):
-        return ("num_groups", "num_channels")
-    return ()
+    return next((names for kinds, names in _KEPT_SIZES if isinstance(module, kinds)), ())
 
 
 def _check_shapes(model: nn.Module, graph: ChannelGraph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.graph.pieces import PIECES
+from tests.graph.test_pieces import CHANNELS, Between
 from torch import Tensor, nn
 
+import prunus
 from prunus.deploy import header_bytes, load, read_header, save
-from prunus.errors import FileFormatError, ModelError
+from prunus.errors import FileFormatError, ModelError, SurgeryError
 from prunus.files import load_tensors, save_tensors
 from prunus.graph.trace import trace
 from prunus.models import build_model
 from prunus.plan import PruningPlan, plan_from_keep
-from prunus.surgery import remove
+from prunus.surgery import apply_attributes, module_attributes, remove
 
 IDENTITY: dict[str, Any] = {
     "model_name": "resnet8_pad",
@@ -225,3 +229,168 @@ def test_a_file_that_is_cut_short_or_none_of_ours_is_refused(saved: Path, tmp_pa
         load(saved)
     with pytest.raises(FileFormatError, match="no such file"):
         load(tmp_path / "none.safetensors")
+
+
+def between(name: str) -> nn.Module:
+    return randomise(Between(PIECES[name], CHANNELS[name]))
+
+
+def halved(model: nn.Module, example: Tensor) -> prunus.PruneResult:
+    return prunus.prune(model, example, pruning_ratio=0.5, criterion="l1_norm", scope="local", min_channels=1)
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_pruned_piece_comes_back_from_the_class_that_made_it(name: str, tmp_path: Path) -> None:
+    """Also where its modules store sizes: as a number, in a tuple, a list or a dict, in modules of torch's."""
+    example = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    result = halved(between(name), example)
+    save(result.model, tmp_path / "m.safetensors", plan=result.plan)
+    back = load(tmp_path / "m.safetensors", factory=lambda: between(name))
+    with torch.no_grad():
+        assert torch.equal(back(example), result.model.eval()(example))
+    assert module_attributes(back) == module_attributes(result.model)
+
+
+class Stores(nn.Module):
+    """Two halves of a width, whose numbers are kept in the container that it is given; forward notes shapes."""
+
+    def __init__(self, sizes: Any) -> None:
+        super().__init__()
+        self.sizes, self.limit = sizes, -1
+        self.seen: Any = None
+        self.first, self.last = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen, self.side = tuple(x.shape), x.shape[-1]
+        a, b = self.sizes.values() if isinstance(self.sizes, dict) else self.sizes
+        x = torch.tanh(self.first(x))
+        return self.last(torch.cat([torch.sigmoid(x[:, :a]), x.split([a, b], 1)[1]], 1)).mean((2, 3))
+
+
+CONTAINERS = {
+    "tuple": lambda: (4, 8),
+    "list": lambda: [4, 8],
+    "dict": lambda: {"a": 4, "b": 8},
+    "dict of numbers": lambda: {0: 4, 1: 8},
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_sizes_come_back_in_the_container_that_held_them(kind: str, tmp_path: Path) -> None:
+    example = torch.randn(2, 3, 8, 8)
+    small = halved(Stores(CONTAINERS[kind]()), example).model.eval()
+    before = small(example)  # forward notes shapes that a new network has not seen
+    save(small, tmp_path / "m.safetensors")
+    back = load(tmp_path / "m.safetensors", factory=lambda: Stores(CONTAINERS[kind]()))
+    assert back.sizes == small.sizes != CONTAINERS[kind]()
+    assert type(back.sizes) is type(small.sizes)
+    assert (back.limit, back.seen) == (-1, None)
+    assert torch.equal(back(example), before)
+
+
+def whole_norms() -> nn.Module:
+    """Modules of torch's that keep sizes without a tensor that shows them."""
+    return nn.ModuleDict(
+        {
+            "layer": nn.LayerNorm(8, elementwise_affine=False),
+            "rms": nn.RMSNorm(8, elementwise_affine=False),
+            "group": nn.GroupNorm(8, 8, affine=False),
+            "instance": nn.InstanceNorm2d(8),
+            "batch": nn.BatchNorm2d(8, affine=False, track_running_stats=False),
+            "unflatten": nn.Unflatten(1, (8, 2)),
+            "shuffle": nn.ChannelShuffle(8),
+            "pad": nn.ConstantPad3d((0, 0, 0, 0, 8, 8), 0.0),
+            "reflect": nn.ReflectionPad3d((0, 0, 0, 0, 8, 8)),
+            "prelu": nn.PReLU(8),
+        }
+    )
+
+
+def test_the_sizes_of_torchs_own_modules_travel() -> None:
+    halves = {
+        "layer": {"normalized_shape": [4]},
+        "rms": {"normalized_shape": [4]},
+        "group": {"num_groups": 4, "num_channels": 4},
+        "instance": {"num_features": 4},
+        "batch": {"num_features": 4},
+        "unflatten": {"unflattened_size": [4, 2]},
+        "shuffle": {"groups": 4},
+        "pad": {"padding": [0, 0, 0, 0, 4, 4]},
+        "reflect": {"padding": [0, 0, 0, 0, 4, 4]},
+        "prelu": {"num_parameters": 4},
+    }
+    model = whole_norms()
+    assert {name: sizes.keys() for name, sizes in module_attributes(model).items()} == {
+        name: sizes.keys() for name, sizes in halves.items()
+    }
+    apply_attributes(model, halves)
+    assert module_attributes(model) == halves
+    assert model["layer"].normalized_shape == (4,)  # type: ignore[index]
+
+
+HOSTILE_SIZES: dict[str, dict[str, Any]] = {
+    "a method": {"forward": 1},
+    "a dunder": {"__class__": 1},
+    "the mode": {"training": 1},
+    "a child": {"first": 1},
+    "a list for a tuple of another length": {"pair": [1, 2, 3]},
+    "a number for a tuple": {"pair": 3},
+    "a tuple for a number": {"width": [3]},
+    "a negative number": {"width": -1},
+    "more than a network could have": {"width": 1_000_001},
+    "a negative entry": {"pair": [1, -2]},
+    "another key": {"table": {"b": 1}},
+    "a text": {"name": 3},
+    "a float": {"rate": 3},
+    "a flag": {"flag": 3},
+    "a private dict": {"_modules": {"first": 1}},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_SIZES)
+def test_a_file_sets_nothing_but_counts_where_counts_are(case: str) -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.pair, self.table = 4, (4, 4), {"a": 4}
+            self.name, self.rate, self.flag = "net", 0.5, True
+            self.first = nn.Conv2d(3, 4, 1)
+
+    module = Module()
+    before = dict(vars(module))
+    with contextlib.suppress(SurgeryError):
+        apply_attributes(module, {"": HOSTILE_SIZES[case]})
+        assert case in ("a tuple for a number", "another key")  # a list or dict may have grown in forward: left alone
+    assert vars(module) == before
+
+
+def test_a_buffer_outside_the_state_dict_comes_back_cut(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        scale: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+            self.register_buffer("scale", torch.arange(1.0, 9.0).view(1, 8, 1, 1), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x) * self.scale).mean((2, 3))
+
+    example = torch.randn(2, 3, 8, 8)
+    result = halved(Scaled(), example)
+    save(result.model, tmp_path / "m.safetensors")
+    back = load(tmp_path / "m.safetensors", factory=Scaled)
+    assert back.scale.shape == (1, 4, 1, 1)
+    assert "scale" not in back.state_dict()
+    assert torch.equal(back(example), result.model.eval()(example))
+
+
+def test_a_file_without_the_newer_entries_still_loads(tmp_path: Path) -> None:
+    """As earlier versions wrote it: no plain numbers, no buffer outside the state dict."""
+    example = torch.rand(2, 3, 8, 8)
+    model, plan = pruned(randomise(Block()), example)
+    save(model, tmp_path / "m.safetensors", plan=plan)
+    tensors, metadata = load_tensors(tmp_path / "m.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if ":" not in name}
+    save_tensors(tmp_path / "m.safetensors", tensors, metadata)
+    assert torch.equal(load(tmp_path / "m.safetensors", factory=Block)(example), model.eval()(example))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 from prunus.errors import FileFormatError
 from prunus.plan import PruningPlan
-from prunus.surgery import module_attributes
 
 FORMAT_VERSION = 1
 METADATA_KEY = "prunus"
@@ -43,7 +41,7 @@ class ModelHeader(BaseModel):
     classes: tuple[Text, ...]
     mean: tuple[Finite, ...]
     std: tuple[Finite, ...]
-    attributes: dict[str, dict[str, Size | tuple[Size, ...]]]
+    attributes: dict[str, dict[str, Size | tuple[Size, ...] | dict[Text, Size]]]
     plan: dict[str, Bits] | None
     extra: dict[str, str | int | Finite | bool | None]
 
@@ -80,20 +78,3 @@ def parse_header(text: str, source: str) -> ModelHeader:
             f"{FORMAT_VERSION}: install the version that wrote it (prunus {header.prunus_version})"
         )
     return header
-
-
-def check_attributes(model: nn.Module, attributes: dict[str, dict[str, Any]], source: str) -> None:
-    """Refuse attributes that are not sizes of `model`'s own modules; FileFormatError names the first one."""
-    known = module_attributes(model)
-    for module, values in attributes.items():
-        if module not in known:
-            raise FileFormatError(f"the model file {source} sets attributes of {module!r}, which the network lacks")
-        for name, value in values.items():
-            if name not in known[module]:
-                raise FileFormatError(f"the model file {source} sets {module}.{name}, which is no size of that module")
-            ours = known[module][name]
-            same = len(ours) == len(value) if isinstance(ours, list) and isinstance(value, tuple) else False
-            if not same and not (isinstance(ours, int) and isinstance(value, int)):
-                raise FileFormatError(
-                    f"the model file {source} sets {module}.{name} to {value}, where the network has {ours}"
-                )

@@ -20,7 +20,6 @@ from prunus.deploy.header import (
     FORMAT_VERSION,
     METADATA_KEY,
     ModelHeader,
-    check_attributes,
     encode_plan,
     parse_header,
 )
@@ -29,9 +28,10 @@ from prunus.files import load_tensors, save_tensors
 from prunus.graph.channels import ChannelGraph
 from prunus.models import MODELS, build_model
 from prunus.plan import PruningPlan, plan_from_keep
-from prunus.surgery import apply_attributes, module_attributes
+from prunus.surgery import Attributes, apply_attributes, module_attributes
 
 _WHAT = "model file"
+_UNSAVED = "unsaved:"  # before the name of a buffer that is in no state dict, but may have been cut
 _ANY_SIDES = (32, 32)  # height and width that every network of the zoo takes
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -89,8 +89,15 @@ def save(
         extra=dict(extra or {}),
     )
     text = json.dumps(header.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False)
-    save_tensors(path, model.state_dict(), {METADATA_KEY: text})
+    save_tensors(path, {**model.state_dict(), **_unsaved(model)}, {METADATA_KEY: text})
     return Path(path).stat().st_size
+
+
+def _unsaved(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that the state dict leaves out, under names of their own; a factory makes them uncut."""
+    saved = model.state_dict(keep_vars=True)
+    buffers = model.named_buffers(remove_duplicate=False)
+    return {_UNSAVED + name: buffer for name, buffer in buffers if name not in saved and buffer.dim()}
 
 
 def header_bytes(model: nn.Module, graph: ChannelGraph, **same: Any) -> int:
@@ -125,14 +132,14 @@ def load(path: str | Path, factory: Callable[[], nn.Module] | None = None) -> nn
     """
     tensors, metadata = load_tensors(path, what=_WHAT)
     header = _header_of(metadata, path)
+    unsaved = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_UNSAVED)}
     model = _empty_network(header, factory, path)
-    check_attributes(model, header.attributes, str(path))
     try:
         apply_attributes(model, _as_lists(header.attributes))
     except (PrunusError, ValueError, TypeError) as error:
         raise FileFormatError(f"the model file {path} has attributes that do not fit the network: {error}") from error
     _check_tensors(model, tensors, path)
-    _assign(model, tensors)
+    _assign(model, {**tensors, **_fitting(model, unsaved)})
     if factory is None:
         _check_shapes(model, header, path)
     return model.eval()
@@ -164,7 +171,7 @@ def _empty_network(header: ModelHeader, factory: Callable[[], nn.Module] | None,
             raise FileFormatError(f"the model file {path} cannot be rebuilt: {error}") from error
 
 
-def _as_lists(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | list[int]]]:
+def _as_lists(attributes: Mapping[str, Mapping[str, Any]]) -> Attributes:
     return {
         module: {name: list(value) if isinstance(value, tuple) else value for name, value in sizes.items()}
         for module, sizes in attributes.items()
@@ -190,6 +197,16 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: str | 
                 f"the model file {path} has {name} as {found.dtype} with {found.ndim} axes, "
                 f"where the network has {wanted.dtype} with {wanted.ndim}"
             )
+
+
+def _fitting(model: nn.Module, unsaved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of the file's buffers that the network has too, outside its state dict; forward makes others."""
+    ours = {name: buffer for name, buffer in _unsaved(model).items() if name in unsaved}
+    return {
+        name.removeprefix(_UNSAVED): unsaved[name]
+        for name, buffer in ours.items()
+        if (unsaved[name].dtype, unsaved[name].ndim) == (buffer.dtype, buffer.ndim)
+    }
 
 
 def _few(names: list[str]) -> str:
