@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.cost import count_cost, predict_cost
-from prunus.errors import BudgetError, ConfigError, VerificationError
-from prunus.graph.ignore import without
+from prunus.errors import BudgetError, ConfigError
+from prunus.graph.ignore import with_outputs, without
 from prunus.models import build_model
 
 
@@ -81,6 +81,38 @@ def test_ignored_layers_keep_their_shape(model: nn.Module) -> None:
         prunus.prune(model, X, pruning_ratio=0.5, ignore=["stem.8"])
 
 
+def test_frozen_layers_keep_their_outputs_alone(model: nn.Module) -> None:
+    result = prunus.prune(model, X, pruning_ratio=0.5, freeze=["body.2"])
+    assert [group.name for group in result.plan.groups] == ["body.0"], "the sum holds the stem to as many"
+    assert (result.model.body[2].in_channels, result.model.body[2].out_channels) == (8, 16)
+    assert "freeze names a layer that produces it" in {freeze.reason for freeze in result.graph.frozen}
+    result = prunus.prune(model, X, pruning_ratio=0.5, freeze="body.0")
+    assert (result.model.body[0].in_channels, result.model.body[0].out_channels) == (8, 16)
+
+
+def test_freezing_a_module_keeps_what_each_of_its_layers_gives(model: nn.Module) -> None:
+    graph = prunus.trace(model, X)
+    assert [group.name for group in with_outputs(graph, ["stem.1"]).groups] == ["body.0"], "a norm gives channels too"
+    assert not with_outputs(graph, ["body"]).groups
+    assert [group.size for group in with_outputs(graph, ["head"]).groups] == [16, 16], "the classes stay anyway"
+    assert with_outputs(graph, []) is graph
+    assert [group.name for group in with_outputs(graph, "body.0").groups] == ["stem.0"]
+
+
+def test_freezing_an_unknown_layer_names_the_nearest(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"freeze names 'stem.8', but .* no such layer; did you mean 'stem."):
+        prunus.prune(model, X, pruning_ratio=0.5, freeze=["stem.8"])
+    with pytest.raises(
+        ConfigError, match=r"freeze names 'zz', .* Its layers: body\.0, body\.2, head, stem\.0, stem\.1"
+    ):
+        prunus.prune(model, X, pruning_ratio=0.5, freeze=["zz"])
+
+
+def test_ignore_and_freeze_together(model: nn.Module) -> None:
+    with pytest.raises(BudgetError, match="is not reachable"):
+        prunus.prune(model, X, budget=prunus.Budget(macs=0.9), ignore=["stem"], freeze=["body.0"])
+
+
 def test_a_shared_parameter_is_one() -> None:
     class Tied(Mine):
         def __init__(self) -> None:
@@ -109,5 +141,8 @@ def test_a_size_written_into_forward_is_never_handed_back_broken() -> None:
             x = self.body(self.stem(x))
             return self.head(x.view(len(x), 16, -1).mean(2))
 
-    with pytest.raises(VerificationError, match="does not run"):
-        prunus.prune(Fixed(), X, pruning_ratio=0.5)
+    result = prunus.prune(Fixed(), X, pruning_ratio=0.5)
+    assert result.verification.passed
+    assert [(group.name, len(group.keep)) for group in result.plan.groups] == [("stem.0", 8), ("body.0", 8)]
+    (view,) = [freeze for freeze in result.graph.frozen if "view" in freeze.op]
+    assert "test_api.py" in view.where

@@ -14,7 +14,7 @@ from prunus.budget import Budget
 from prunus.criteria import Criterion, score
 from prunus.errors import ConfigError, SurgeryError, TraceError, VerificationError
 from prunus.graph.channels import ChannelGraph, ChannelGroup
-from prunus.graph.ignore import keeping, without
+from prunus.graph.ignore import keeping, with_outputs, without
 from prunus.graph.trace import Inputs, trace
 from prunus.plan import PruningPlan, plan_from_keep
 from prunus.surgery import remove
@@ -25,7 +25,8 @@ from prunus.verify import TOLERANCE, Verification, verify
 class PruneResult:
     """What `prune` returns: the smaller network, what was removed, the proof, and the original's channel graph.
 
-    `seconds` says how long the stages took: ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"``, ``"verify"``.
+    `seconds` says how long the stages took: ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"`` and
+    ``"verify"``.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ def prune(
     min_channels: int | None = None,
     round_to: int = 1,
     ignore: Iterable[str] = (),
+    freeze: Iterable[str] = (),
     calibration: Tensor | Iterable[Tensor] | None = None,
     seed: int = 0,
     **options: Any,
@@ -62,7 +64,8 @@ def prune(
             global for a budget and local for a pruning ratio.
         min_channels: how many channels every group keeps at least.
         round_to: the multiple that kept widths should be.
-        ignore: names of layers or modules whose channels all stay.
+        ignore: names of layers or modules that keep their exact shape.
+        freeze: names of layers or modules whose outputs stay as many, while their inputs may become fewer.
         calibration: inputs for the criteria that look at activations.
         seed: for the criteria that draw.
         **options: passed to the criterion.
@@ -71,7 +74,8 @@ def prune(
         The smaller network, the plan, the verification and the channel graph.
 
     Raises:
-        ConfigError: not exactly one of `budget` and `pruning_ratio` is given, or `ignore` names an unknown layer.
+        ConfigError: not exactly one of `budget` and `pruning_ratio` is given, or `ignore` or
+            `freeze` names an unknown layer.
         BudgetError: the budget cannot be reached.
         VerificationError: the pruned network differs from the silenced original. Nothing is returned then.
     """
@@ -79,7 +83,8 @@ def prune(
         raise ConfigError("give one of budget=prunus.Budget(macs=0.5) and pruning_ratio=0.5.")
     chosen = budget if budget is not None else Budget(pruning_ratio=pruning_ratio)
     clock = _Clock()
-    graph = without(trace(model, example_inputs), ignore)
+    ignored, frozen = ((v,) if isinstance(v, str) else tuple(v) for v in (ignore, freeze))
+    graph = with_outputs(without(trace(model, example_inputs), ignored), frozen)
     clock.stop("trace")
     for attempt in range(ATTEMPTS):
         scores = score(model, graph, criterion, calibration=calibration, seed=seed, **options)
@@ -97,14 +102,16 @@ def prune(
         if pruned is not None and verification.passed:
             return PruneResult(pruned, plan, verification, graph, clock.seconds)
         if not attempt:
-            graph = without(trace(model, example_inputs, thorough=True), ignore)
+            graph = with_outputs(without(trace(model, example_inputs, thorough=True), ignored), frozen)
             continue
         broken = _culprits(model, graph, plan, example_inputs)
+        if not broken:  # nothing was removed, and the copy differs all the same
+            break
         graph = keeping(graph, broken, f"without some of its channels, {verification.failure}")
         clock.stop("verify")
     raise VerificationError(
-        f"the pruned network is not the silenced original: {verification.failure}. Pass ignore=[...] with the layers of "
-        "the module that differs."
+        f"the pruned network is not the silenced original: {verification.failure}. Pass ignore=[...] with the layers "
+        "of the module that differs."
     )
 
 
@@ -152,8 +159,8 @@ def _culprits(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: 
         return not _proven(model, graph, plan_from_keep(graph, some), inputs)[1].passed
 
     def search(groups: list[ChannelGroup]) -> list[str]:
-        if len(groups) == 1:
-            return [groups[0].name]
+        if len(groups) <= 1:
+            return [group.name for group in groups]
         halves = (groups[: len(groups) // 2], groups[len(groups) // 2 :])
         found = [name for half in halves if breaks(half) for name in search(half)]
         return found or [group.name for group in groups]  # only together do they break it

@@ -13,7 +13,7 @@ from prunus.graph.channels import ChannelGraph, ChannelGroup, Freeze, Ids
 
 
 def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
-    """Return the graph with every group kept whole that touches an ignored layer, so that the layer keeps its exact shape.
+    """Return the graph with every group kept whole that touches an ignored layer: the layer keeps its exact shape.
 
     Args:
         graph: a channel graph.
@@ -22,19 +22,51 @@ def without(graph: ChannelGraph, ignore: Iterable[str]) -> ChannelGraph:
     Raises:
         ConfigError: a name is not one of the network's.
     """
-    names = tuple(ignore)
+    names = _known(graph, ignore, "ignore")
     if not names:
         return graph
+    dropped = [
+        group.name for group in graph.groups if any(_inside(t, name) for t, _ in group.tensors for name in names)
+    ]
+    return keeping(graph, dropped, "ignore names it")
+
+
+def with_outputs(graph: ChannelGraph, freeze: Iterable[str]) -> ChannelGraph:
+    """Return the graph with every group kept whole that a frozen layer produces: its inputs may still become fewer.
+
+    Args:
+        graph: a channel graph.
+        freeze: names of layers (``"layer1.0.conv1"``) or of modules (``"layer1"``); of a module, every layer inside
+            keeps the number of its outputs.
+
+    Raises:
+        ConfigError: a name is not one of the network's.
+    """
+    names = _known(graph, freeze, "freeze")
+    weights = {layer.weight for layer in graph.layers}
+    produced = graph.keep_all()
+    for name in names:
+        for layer in graph.layers:
+            if _inside(layer.weight, name):
+                produced[layer.channels] = False
+        for tensor in graph.tensors.values():  # a norm's scale, a bias: along what the module gives
+            if _inside(tensor.name, name) and tensor.name not in weights:
+                for field in tensor.fields:
+                    produced[field] = False
+    dropped = [group.name for group in graph.groups if not produced[group.channels].all()]
+    return keeping(graph, dropped, "freeze names a layer that produces it") if dropped else graph
+
+
+def _known(graph: ChannelGraph, given: Iterable[str], argument: str) -> tuple[str, ...]:
+    """Return the names as a tuple; a ConfigError names the nearest layer to one that is not the network's."""
+    names = (given,) if isinstance(given, str) else tuple(given)
     for name in names:
         if not any(_inside(tensor, name) for tensor in graph.tensors):
             known = sorted({tensor.rpartition(".")[0] for tensor in graph.tensors})
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f". Its layers: {', '.join(known)}."
-            raise ConfigError(f"ignore names {name!r}, but the network has no such layer{hint}")
-    dropped = [
-        group.name for group in graph.groups if any(_inside(t, name) for t, _ in group.tensors for name in names)
-    ]
-    return keeping(graph, dropped, "ignore names it")
+            raise ConfigError(f"{argument} names {name!r}, but the network has no such layer{hint}")
+    return names
 
 
 def keeping(graph: ChannelGraph, groups: Iterable[str], reason: str) -> ChannelGraph:
