@@ -6,6 +6,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import lt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -48,7 +49,7 @@ class PlannedGroup(BaseModel):
 
     @model_validator(mode="after")
     def _indices_fit(self) -> Self:
-        if any(later <= earlier for earlier, later in zip(self.keep, self.keep[1:], strict=False)):
+        if not all(map(lt, self.keep, self.keep[1:])):
             raise ValueError(f"the kept indices of {self.name!r} are not strictly increasing")
         if self.keep[-1] >= self.size:
             raise ValueError(f"{self.name!r} keeps index {self.keep[-1]}, but has only {self.size} channels")
@@ -90,9 +91,8 @@ class PruningPlan(BaseModel):
         Raises:
             PlanError: a group of the plan is not in the graph, or has another size there.
         """
-        keep, sizes = graph.keep_all(), {group.name: group.size for group in graph.groups}
-        _check_groups(self, sizes, "this network")
-        by_name = {group.name: group for group in graph.groups}
+        keep, by_name = graph.keep_all(), {group.name: group for group in graph.groups}
+        _check_groups(self, {name: group.size for name, group in by_name.items()}, "this network")
         for planned in self.groups:
             group = by_name[planned.name]
             kept = np.zeros(group.size, np.bool_)

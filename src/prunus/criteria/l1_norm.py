@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from prunus.criteria.values import LayerValues
@@ -9,4 +10,4 @@ from prunus.criteria.values import LayerValues
 
 def l1_norm(layer: LayerValues) -> Tensor:
     """Return ‖W_c‖₁ of each filter, (C_out,), ≥ 0 (Li et al. 2017, arXiv:1608.08710)."""
-    return layer.weight.flatten(1).abs().sum(1)
+    return torch.linalg.vector_norm(layer.weight.flatten(1), ord=1, dim=1)

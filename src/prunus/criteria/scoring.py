@@ -60,7 +60,8 @@ def score(
     if "seed" in (accepted_options(get_criterion(criterion)) or ()):
         function = get_criterion(criterion, **options, seed=seed)
     found = _Members(graph.channel_count, reduce)
-    for layer, values in read_layers(model, graph, calibration):
+    scratch = _Scratch() if name else None  # a caller's own function may hold on to what it gets
+    for layer, values in _read_layers(model, graph, calibration, scratch):
         found.add(layer.channels, _normalized(_checked(function(values), values), normalize))
     scores = found.result()
     for group in graph.groups:
@@ -84,6 +85,12 @@ def read_layers(
     Raises:
         ModelError: the graph was traced from another network.
     """
+    return _read_layers(model, graph, calibration, None)
+
+
+def _read_layers(
+    model: nn.Module, graph: ChannelGraph, calibration: Tensor | Iterable[Tensor] | None, scratch: _Scratch | None
+) -> Iterable[tuple[Layer, LayerValues]]:
     tensors: dict[str, Tensor] = dict(
         [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     )
@@ -96,11 +103,30 @@ def read_layers(
     for layer in graph.layers:
         if (layer.channels >= 0).any():
             measured = None if fractions is None else torch.from_numpy(fractions[layer.channels])
-            yield layer, _values(layer, graph, tensors, measured)
+            yield layer, _values(layer, graph, tensors, measured, scratch)
 
 
-def _values(layer: Layer, graph: ChannelGraph, tensors: Mapping[str, Tensor], measured: Tensor | None) -> LayerValues:
-    weight = _read(layer.weight, graph, tensors)
+class _Scratch:
+    """Memory for the weight of one layer at a time: pages that are fresh for every layer take longer than its score."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.float64)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy in float64 on the CPU that holds until the next one is made."""
+        if tensor.numel() > len(self.memory):
+            self.memory = torch.empty(tensor.numel(), dtype=torch.float64)
+        return self.memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+def _values(
+    layer: Layer,
+    graph: ChannelGraph,
+    tensors: Mapping[str, Tensor],
+    measured: Tensor | None,
+    scratch: _Scratch | None,
+) -> LayerValues:
+    weight = _read(layer.weight, graph, tensors, scratch)
     if layer.transposed:
         groups = layer.groups  # (C_in, C_out / groups, …) → (C_out, C_in / groups, …)
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
@@ -123,13 +149,15 @@ def _norm(norm: Norm, channels: int, graph: ChannelGraph, tensors: Mapping[str, 
     )
 
 
-def _read(name: str, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Tensor:
+def _read(name: str, graph: ChannelGraph, tensors: Mapping[str, Tensor], scratch: _Scratch | None = None) -> Tensor:
     tensor = tensors.get(name)
     if tensor is None or tuple(tensor.shape) != graph.tensors[name].shape:
         raise ModelError(
             f"the graph was traced from another network: {name} has shape {graph.tensors[name].shape} there and is "
             f"{'missing' if tensor is None else tuple(tensor.shape)} here. Trace this one: prunus.trace(model, inputs)."
         )
+    if scratch is not None:
+        return scratch.copy(tensor.detach())
     return tensor.detach().to("cpu").to(torch.float64, copy=True)  # a criterion may write into it
 
 
