@@ -17,7 +17,7 @@ from prunus.allocation import allocate
 from prunus.budget import Budget
 from prunus.cost import predict_cost
 from prunus.errors import BudgetError, ConfigError, PlanError
-from prunus.graph.channels import ChannelGraph
+from prunus.graph.channels import ChannelGraph, ChannelGroup
 from prunus.graph.trace import trace
 from prunus.models import build_model
 from prunus.plan import PruningPlan
@@ -160,6 +160,55 @@ def test_local_scope_takes_one_ratio_from_all(case: Case) -> None:
         common = [max([n for n in case.levels(size) if n / size <= share] or case.levels(size)[:1]) for size in sizes]
         if case.fits(common):
             assert all(kept >= n for kept, n in zip(counts, common, strict=True))
+
+
+@st.composite
+def cases_in_pieces(draw: st.DrawFn) -> Case:
+    """Chains some of whose groups lie in pieces that keep counts in proportion."""
+    case = dataclasses.replace(draw(cases()), round_to=1, scope="global")
+    groups = []
+    for group in case.graph.groups:
+        shares = draw(st.sampled_from([(1,), (1, 1), (1, 2), (1, 1, 1)]))
+        steps = group.size // sum(shares)
+        if len(shares) > 1 and steps * sum(shares) == group.size:
+            pieces = np.array(draw(st.permutations(np.repeat(np.arange(len(shares)), np.array(shares) * steps))))
+            group = dataclasses.replace(group, pieces=pieces, levels=np.arange(1, steps + 1)[:, None] * shares)
+        groups.append(group)
+    return dataclasses.replace(case, graph=dataclasses.replace(case.graph, groups=tuple(groups)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases_in_pieces())
+def test_pieces_keep_their_own_best_channels(case: Case) -> None:
+    """Within the budget, at a level of every group, with the best of each piece; one more level would break it."""
+    try:
+        keep = case.plan().keep_array(case.graph)
+    except BudgetError:
+        return
+    dense = predict_cost(case.graph, case.graph.keep_all())
+
+    def fits(keep: np.ndarray) -> bool:
+        cost, total = predict_cost(case.graph, keep), case.graph.channel_count
+        within = all(getattr(cost, name) <= limit for name, limit in case.budget.limits(dense).items())
+        return within and total - keep[:-1].sum() >= (case.budget.pruning_ratio or 0) * total - 1e-6
+
+    def best(group: ChannelGroup, level: np.ndarray) -> np.ndarray:
+        chosen = keep.copy()
+        chosen[group.channels] = False
+        for piece, count in enumerate(level):
+            inside = [i for i in range(group.size) if group.piece_of[i] == piece]
+            ranking = sorted(inside, key=lambda i: (-float(case.scores[group.name][i]), i))
+            chosen[group.channels[ranking[:count]]] = True
+        return chosen
+
+    assert fits(keep)
+    for group in case.graph.groups:
+        kept = keep[group.channels]
+        assert group.allows(kept)
+        counts = np.bincount(group.piece_of[kept], minlength=group.counts.shape[1])
+        assert (best(group, counts) == keep).all()
+        above = group.counts[group.counts.sum(axis=1) > counts.sum()]
+        assert all(not fits(best(group, level)) for level in above)
 
 
 def scores_by_index(graph: ChannelGraph) -> dict[str, torch.Tensor]:
@@ -317,3 +366,27 @@ def test_deep_networks_take_less_than_a_second(name: str) -> None:
         plan = allocate(graph, scores, Budget(macs=0.5, size=0.5), scope=scope)
         assert time.perf_counter() - start < 1
         assert 0.49 < max(plan.after.macs / plan.before.macs, plan.after.size_bytes / plan.before.size_bytes) <= 0.5
+
+
+BUDGETS = [Budget(pruning_ratio=0.5), Budget(macs=0.3, params=0.4), Budget(pruning_ratio=0.5, size=0.3)]
+
+
+def seconds_of_allocation(convolutions: int, budget: Budget) -> float:
+    graph = chain_graph([64] * convolutions, [100] * (convolutions + 1))
+    generator = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=generator) for group in graph.groups}
+    taken = []
+    for _ in range(2):
+        start = time.process_time()
+        plan = allocate(graph, scores, budget)
+        PruningPlan.from_json(plan.to_json()).summary()
+        taken.append(time.process_time() - start)
+    return min(taken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_ten_times_the_convolutions_take_about_ten_times_as_long(budget: Budget) -> None:
+    """3,000 convolutions; what grew with the square would take a hundred times as long, and gigabytes."""
+    small, large = seconds_of_allocation(300, budget), seconds_of_allocation(3000, budget)
+    assert large < 20 * small, (small, large)

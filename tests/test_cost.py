@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus.cost import Cost, CostTable, count_cost, format_bytes, format_count, predict_cost
+from prunus.cost import Cost, CostTable, GrowingCost, count_cost, format_bytes, format_count, predict_cost
 from prunus.errors import ModelError
-from prunus.graph.channels import ChannelGraph
+from prunus.graph.channels import ChannelGraph, LabelledTensor
 from prunus.graph.trace import trace
 from prunus.models import MODELS, build_model
 from prunus.plan import plan_from_keep
 from prunus.surgery import remove
-from tests.handmade import HANDMADE, SIDE, row_graph
+from tests.handmade import HANDMADE, SIDE, chain_graph, graph, row_graph, tensor
 from tests.silenced import random_keep
 
 
@@ -97,8 +98,6 @@ def test_the_table_prices_many_candidates_at_once() -> None:
 
 def test_a_grouped_convolution_counts_its_own_inputs() -> None:
     """An input field that varies along both axes: two groups of two, one channel of each goes."""
-    from tests.handmade import graph, tensor
-
     ids = np.arange(4)
     field = np.array([[0, 1], [0, 1], [2, 3], [2, 3]]).reshape(4, 2, 1, 1)
     before = tensor("before.weight", (4, 3, 1, 1), {0: ids})
@@ -108,6 +107,85 @@ def test_a_grouped_convolution_counts_its_own_inputs() -> None:
     keep = made.keep_all()
     keep[[1, 2]] = False
     assert predict_cost(made, keep) == table_cost(made, keep) == Cost(params=6 + 4, macs=6 + 40, size_bytes=40)
+
+
+@st.composite
+def pair_graphs(draw: st.DrawFn) -> ChannelGraph:
+    """Tensors whose last axis runs along every pair of two kinds of channels, some of which are always kept."""
+    sizes = draw(st.tuples(*[st.integers(2, 5)] * 3))
+    ends = np.cumsum([0, *sizes])
+    kinds = [np.arange(start, stop) for start, stop in pairwise(ends)]
+    tensors = [tensor(f"own{k}.weight", (len(ids), 2, 1, 1), {0: ids}) for k, ids in enumerate(kinds)]
+    for number in range(draw(st.integers(1, 3))):
+        rows, left, right = (kinds[draw(st.integers(0, 2))] for _ in range(3))
+        left = np.where(draw(st.booleans()) & (np.arange(len(left)) == 0), -1, left)
+        length = len(left) * len(right)
+        fields = (
+            rows.reshape(-1, 1),
+            np.repeat(left, len(right)).reshape(1, length),
+            np.tile(right, len(left)).reshape(1, length),
+        )
+        tensors.append(LabelledTensor(f"t{number}.weight", (len(rows), length), torch.float32, True, fields))
+    uses = {one.name.removesuffix(".weight"): draw(st.integers(0, 9)) for one in tensors}
+    return graph(tensors, {f"own{k}": ids for k, ids in enumerate(kinds)}, [], uses)
+
+
+def one_by_one(made: ChannelGraph, keep: np.ndarray) -> Cost:
+    """Count the elements whose channels all stay."""
+    kept = {name: int(np.broadcast_to(one.keep_mask(keep), one.shape).sum()) for name, one in made.tensors.items()}
+    macs = sum(kept[use.weight] * use.positions for use in made.contractions)
+    return Cost(sum(kept.values()), macs, 4 * sum(kept.values()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(pair_graphs(), st.integers(0, 2**32 - 1))
+def test_an_axis_along_pairs_of_channels_keeps_the_pairs_that_stay(made: ChannelGraph, seed: int) -> None:
+    keep = random_keep(made, np.random.default_rng(seed))
+    assert predict_cost(made, keep) == table_cost(made, keep) == one_by_one(made, keep)
+
+
+def test_one_field_twice_along_an_axis_counts_once() -> None:
+    ids = np.arange(4)
+    made = graph([LabelledTensor("a.weight", (4,), torch.float32, True, (ids, ids.copy()))], {"a": ids}, [], {"a": 3})
+    keep = made.keep_all()
+    keep[[0, 2]] = False
+    assert predict_cost(made, keep) == table_cost(made, keep) == Cost(params=2, macs=6, size_bytes=8)
+
+
+def test_a_width_of_one_channel_makes_no_other_axis_shorter() -> None:
+    made = chain_graph([4, 1], [1, 10, 100])
+    keep = made.keep_all()
+    keep[[0, 1]] = False
+    assert (
+        predict_cost(made, keep) == table_cost(made, keep) == Cost(params=4 + 2 + 3, macs=4 + 20 + 300, size_bytes=36)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), name=st.sampled_from(["resnet8", "shufflenetv2", "mobilenetv2", "densenet40"]))
+def test_a_growing_cost_is_that_of_all_channels_so_far(seed: int, name: str) -> None:
+    _, _, made = traced(name)
+    rng = np.random.default_rng(seed)
+    keep, table, unlimited = random_keep(made, rng), CostTable(made, header_bytes=5), np.full(3, 2**62)
+    growing = GrowingCost(table, table.counts(keep))
+    for group in rng.permutation(np.arange(len(made.groups)))[:5]:
+        missing = made.groups[group].channels[~keep[made.groups[group].channels]]
+        keep[missing] = True
+        expected = predict_cost(made, keep, header_bytes=5)
+        exact = np.array([expected.params, expected.macs, expected.size_bytes])
+        if len(missing):
+            before = growing.costs.tolist()
+            assert not growing.grow(missing, exact - [0, 0, 1]) and growing.costs.tolist() == before
+        assert growing.grow(missing, exact if len(missing) else unlimited)
+        assert growing.costs.tolist() == exact.tolist()
+
+
+def test_channels_that_run_through_the_same_widths_are_one_class() -> None:
+    """Memory grows with the network, not with its square: classes are the groups' pieces, not the channels."""
+    _, _, made = traced("shufflenetv2")
+    table = CostTable(made)
+    pieces = sum(len(np.unique(group.piece_of)) for group in made.groups)
+    assert len(table.counts(made.keep_all())) <= pieces + 1 < made.channel_count / 4
 
 
 def test_counting_leaves_the_model_alone_and_is_for_one_example() -> None:
