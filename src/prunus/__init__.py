@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from prunus.graph.channels import ChannelGraph
+    from prunus.graph.rules.own import op_rule, over_channels, over_space, remove_op_rule
+    from prunus.graph.rules.pointwise import pointwise
     from prunus.graph.trace import trace
     from prunus.migration import migrate_optimizer
     from prunus.models import MODELS, build_model
@@ -74,9 +76,14 @@ __all__ = [
     "load_data",
     "measure_latency",
     "migrate_optimizer",
+    "op_rule",
+    "over_channels",
+    "over_space",
+    "pointwise",
     "predict_cost",
     "prune",
     "remove",
+    "remove_op_rule",
     "save",
     "score",
     "trace",
@@ -93,6 +100,8 @@ _HOMES = {
     "prunus.deploy": ("load", "measure_latency", "save"),
     "prunus.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "prunus.graph.channels": ("ChannelGraph",),
+    "prunus.graph.rules.own": ("op_rule", "over_channels", "over_space", "remove_op_rule"),
+    "prunus.graph.rules.pointwise": ("pointwise",),
     "prunus.graph.trace": ("trace",),
     "prunus.migration": ("migrate_optimizer",),
     "prunus.models": ("MODELS", "build_model"),
