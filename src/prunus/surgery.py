@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from prunus.errors import SurgeryError
 from prunus.graph.channels import ChannelGraph, Keep, LabelledTensor
-from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS, fit, plain_tensors, put
+from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS, copied, fit, put
 from prunus.graph.ordering import kept_runs
 from prunus.graph.running import named_tensors
 from prunus.plan import PruningPlan
@@ -42,11 +41,11 @@ def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modul
     """
     chosen = selections(model, graph, plan)
     keep = plan.keep_array(graph)
-    memo = plain_tensors(model)
+    memo: dict[int, Tensor] = {}
     for name, tensor in named_tensors(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = _smaller(tensor, chosen[name])
-    pruned = copy.deepcopy(model, memo)
+    pruned = copied(model, memo)
     for setting in graph.settings:
         put(pruned, setting, keep)
     fit(pruned)

@@ -271,14 +271,16 @@ class Assembly:
     def _freezes(self) -> tuple[Freeze, ...]:
         """Report every frozen width once: its first tensor, the reason and how many of its channels are kept for it."""
         component = self.traced.layout.component
-        first: dict[int, str] = {}
+        stays = np.zeros(self.traced.layout.count, np.bool_)
+        stays[[c for c in self.reasons if self.produced[c]]] = True
         counted: Counter[tuple[str, str, str, str]] = Counter()
         for owner in self.traced.tape.owners:
-            if not owner.tensor:
-                continue
-            for c in np.unique(component[owner.start : owner.start + owner.size]).tolist():
-                reason = self.reasons.get(c)
-                if reason and self.produced[c] and first.setdefault(c, owner.tensor) == owner.tensor:
+            run = component[owner.start : owner.start + owner.size]
+            if owner.tensor and stays[run].any():
+                found = np.unique(run[stays[run]])
+                stays[found] = False  # each is reported once, with its first tensor
+                for c in found.tolist():
+                    reason = self.reasons[c]
                     counted[owner.tensor, reason.reason, reason.op, reason.where] += 1
         return tuple(Freeze(tensor, why, n, op, where) for (tensor, why, op, where), n in counted.items())
 

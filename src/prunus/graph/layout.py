@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
-
 from prunus.graph.tape import Tape, scrambled
 
 Numbers = npt.NDArray[np.int64]
@@ -36,7 +34,7 @@ class Layout:
 
 def layout_of(tape: Tape) -> Layout:
     """Join the labels of a finished trace."""
-    component = _joined(tape.label_count, tape.unions)
+    component = _connected(tape.label_count, tape.unions)
     count = int(component.max()) + 1 if len(component) else 0
     ties = [(component[a.numpy()], component[b.numpy()]) for a, b in tape.ties]
     bundle = _connected(count, ties)
@@ -55,10 +53,6 @@ def bundle_signatures(layout: Layout) -> npt.NDArray[np.uint64]:
     found = np.zeros(int(layout.bundle.max()) + 1 if layout.count else 0, np.uint64)
     np.add.at(found, layout.bundle, scrambled(layout.signature))
     return found
-
-
-def _joined(count: int, unions: list[tuple[Tensor, Tensor]]) -> Numbers:
-    return _connected(count, [(a.numpy(), b.numpy()) for a, b in unions])
 
 
 def _connected(count: int, pairs: list[tuple[Numbers, Numbers]]) -> Numbers:

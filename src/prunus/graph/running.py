@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunus.graph.findings import Call, Findings, tensors_in
+from prunus.graph.known import Known
 from prunus.graph.rules import apply
 from prunus.graph.shapes import result_of
 from prunus.graph.tape import Tape
@@ -35,6 +37,7 @@ class LabelMode(TorchDispatchMode):
         self.findings = findings
         self.steps = steps
         self.is_meta = True
+        self.known: Known | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,7 +57,8 @@ class LabelMode(TorchDispatchMode):
             tape.calls += 1
             self.findings.counts[tape.op] += 1
             self.steps.append((call, tape.modules[-1] if tape.modules else None))
-        apply(tape, self.findings, call)
+        if self.known is None or not self.known.covers(tape, call):
+            apply(tape, self.findings, call)
         return out
 
 
@@ -69,6 +73,8 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.tape is not None:
+            self.tape.given = given_sizes(args) if func in _SIZED else None
         if func in self.made:
             kwargs = {**kwargs, "device": torch.device("meta")}
         elif func is torch.nn.functional.rms_norm:
@@ -79,6 +85,17 @@ class FunctionMode(TorchFunctionMode):
                 with _disable_current_modes():
                     watch(self.tape, args, kwargs)
         return func(*args, **kwargs)
+
+
+_SIZED = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten}
+
+
+def given_sizes(args: Sequence[Any]) -> list[int]:
+    """Return the sizes that a call lays a tensor out by."""
+    found: list[int] = []
+    for arg in args[1:]:
+        found += list(arg) if isinstance(arg, (list, tuple)) else [arg]
+    return [size if isinstance(size, int) else -1 for size in found]
 
 
 def _check_rms_norm(tape: Tape | None, x: Tensor, shape: Sequence[int], *_: Any, **__: Any) -> None:
@@ -113,10 +130,14 @@ _HIDING: dict[Any, Callable[[Tape, Sequence[Any], Mapping[str, Any]], None]] = {
 
 def on_meta(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the arguments with every tensor and device on the meta device."""
-    if kwargs.get("device") is not None:
+    if kwargs and kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("meta")}
-    if any(t.device.type != "meta" for t in tensors_in(args)):
-        args = _moved(args)
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if not arg.is_meta:
+                return _moved(args), kwargs
+        elif isinstance(arg, (list, tuple)) and any(isinstance(item, Tensor) and not item.is_meta for item in arg):
+            return _moved(args), kwargs
     return args, kwargs
 
 
@@ -130,14 +151,14 @@ def _moved(value: Any) -> Any:
 
 def run(
     model: nn.Module,
-    state: Mapping[str, Tensor],
+    state: Mapping[int, Tensor],
     args: Sequence[Any],
     modes: Sequence[Any],
     modules: Modules,
     *,
     training: bool,
 ) -> Any:
-    """Run the model once in one mode with `state` for its tensors, and give it back its modes and random state."""
+    """Run the model once in one mode with others for its tensors, by id, and give it back its modes and random state."""
     with _restored(model, training, state), _module_stack(model, modules), plainly():
         stack = [mode.__enter__() for mode in modes]
         try:
@@ -175,18 +196,17 @@ def attention_by_products() -> Iterator[None]:
 
 
 @contextmanager
-def _restored(model: nn.Module, training: bool, state: Mapping[str, Tensor]) -> Iterator[None]:
+def _restored(model: nn.Module, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
     """Put every module in one mode and `state` in the place of its tensors; give all of it back, and what forward set."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     holders = [held for module, _ in before for held in (module._parameters, module._buffers)]
     tensors = [(held, dict(held)) for held in holders]
     generator, python = torch.get_rng_state(), random.getstate()
-    others = {id(tensor): state[name] for name, tensor in named_tensors(model)}
     try:
         for module, _ in before:
             module.training = training
         for held, old in tensors:
-            held.update({key: others[id(tensor)] for key, tensor in old.items() if tensor is not None})
+            held.update({key: state[id(tensor)] for key, tensor in old.items() if tensor is not None})
         yield
     finally:
         for held, old in tensors:
@@ -202,18 +222,19 @@ def _restored(model: nn.Module, training: bool, state: Mapping[str, Tensor]) -> 
 @contextmanager
 def _module_stack(model: nn.Module, stack: Modules) -> Iterator[None]:
     """Keep `stack` the modules that are running, outermost first, while the context is open."""
-    handles = []
+    names = {id(module): (name, module) for name, module in model.named_modules()}
 
-    def enter(name: str) -> Any:
-        return lambda module, _args: stack.append((name, module))
+    def enter(module: nn.Module, _args: Any) -> None:
+        entry = names.get(id(module))
+        if entry is not None:
+            stack.append(entry)
 
-    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
-        stack.pop()
+    def leave(module: nn.Module, _args: Any, _out: Any) -> None:
+        if id(module) in names:
+            stack.pop()
 
     stack.clear()
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name)))
-        handles.append(module.register_forward_hook(leave))
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
     try:
         yield
     finally:
@@ -221,28 +242,19 @@ def _module_stack(model: nn.Module, stack: Modules) -> Iterator[None]:
             handle.remove()
 
 
-def meta_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer as an empty meta tensor; names that share a tensor share it here too."""
-    known: dict[int, Tensor] = {}
-    state: dict[str, Tensor] = {}
-    for name, tensor in named_tensors(model):
-        if id(tensor) not in known:
-            # Whether it requires a gradient counts: products with more than two axes are folded by it.
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-            known[id(tensor)] = empty.requires_grad_(tensor.requires_grad)
-        state[name] = known[id(tensor)]
-    return state
+def meta_copies(model: nn.Module) -> dict[int, Tensor]:
+    """Return an empty meta tensor for every parameter and buffer, by its id."""
+    # Whether one requires a gradient counts: products with more than two axes are folded by it.
+    return {
+        id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
+        for tensor in (*model.parameters(), *model.buffers())
+    }
 
 
-def real_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter itself and a copy of every buffer, since training mode writes into these."""
-    known: dict[int, Tensor] = {}
-    state: dict[str, Tensor] = {}
-    for name, tensor in named_tensors(model):
-        if id(tensor) not in known:
-            known[id(tensor)] = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
-        state[name] = known[id(tensor)]
-    return state
+def real_copies(model: nn.Module) -> dict[int, Tensor]:
+    """Return, by id, every parameter itself and a copy of every buffer, since training mode writes into these."""
+    found = {id(tensor): tensor.clone() for tensor in model.buffers()}
+    return found | {id(tensor): tensor for tensor in model.parameters()}
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from prunus.errors import TraceError
 from prunus.graph.assemble import Assembly, State, Traced
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.findings import Call, Findings, tensors_in
+from prunus.graph.known import Known
 from prunus.graph.levels import find_levels
-from prunus.graph.running import FunctionMode, LabelMode, meta_state, named_tensors, real_state, run, sized
+from prunus.graph.running import FunctionMode, LabelMode, meta_copies, named_tensors, real_copies, run, sized
 from prunus.graph.sizes import Attempt, Repairs, first_problem
 from prunus.graph.tape import Choices, Hints, Tape
 
@@ -62,7 +63,8 @@ class Runner:
         raise TraceError(_refusal(last, self.args)) from first
 
     def _record(self, model: nn.Module, tape: Tape, is_meta: bool, copies: int) -> Recording:
-        state = meta_state(model) if is_meta else real_state(model)
+        copies_of = meta_copies(model) if is_meta else real_copies(model)
+        state = {name: copies_of[id(tensor)] for name, tensor in named_tensors(model)}
         groups = {
             f"{name}.weight" if name else "weight": module.groups
             for name, module in model.named_modules()
@@ -79,7 +81,10 @@ class Runner:
         for training in (False, True):
             findings = Findings(batch=(copies if training else 1) * self.old)
             steps[training] = []
-            self.once(model, state, tape, findings, steps[training], training=training, is_meta=is_meta, copies=copies)
+            known = Known([call for call, _ in steps[False]], copies) if training and is_meta else None
+            self.once(
+                model, copies_of, tape, findings, steps[training], known, training=training, is_meta=is_meta, copies=copies
+            )
             found[training] = findings
         if tape.hints.whole:
             tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({tape.hints.whole[0]})")
@@ -91,10 +96,11 @@ class Runner:
     def once(
         self,
         model: nn.Module,
-        state: dict[str, Tensor],
+        state: Mapping[int, Tensor],
         tape: Tape,
         findings: Findings,
         steps: Steps,
+        known: Known | None,
         *,
         training: bool,
         is_meta: bool,
@@ -104,6 +110,7 @@ class Runner:
         tape.mode, tape.calls = ("train" if training else "eval"), 0
         mode = LabelMode(tape, findings, steps)
         mode.is_meta = is_meta
+        mode.known = known
         args = self.inputs(training, is_meta=is_meta, copies=copies)
         modes = (FunctionMode(tape, is_meta=is_meta), mode)
         result = run(model, state, args, modes, tape.modules, training=training)

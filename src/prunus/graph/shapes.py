@@ -26,12 +26,12 @@ _IN_PLACE = {
 
 
 def _empty(like: Tensor, shape: Any) -> Tensor:
-    """Return a tensor of a shape, laid out in memory as `like` is where that has four axes."""
-    if shape == like.shape:
-        return torch.empty_like(like)
-    if len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+    """Return a tensor of a shape, laid out in memory as an operation on `like` lays its result out."""
+    if like.is_contiguous():
+        return torch.empty(shape, dtype=like.dtype, device="meta")
+    if len(shape) == 4 and like.is_contiguous(memory_format=torch.channels_last):
         return torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last)
-    return torch.empty(shape, dtype=like.dtype, device="meta")
+    return torch.empty_like(like) if shape == like.shape else torch.empty(shape, dtype=like.dtype, device="meta")
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, *rest: Any) -> Any:
@@ -73,6 +73,8 @@ def result_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _IN_PLACE or func in _BINARY:
         first = args[0]
         second = args[1] if len(args) > 1 else None
+        if func in _IN_PLACE and isinstance(second, int | float) and isinstance(first, Tensor):
+            return first
         if not isinstance(first, Tensor) or not first.is_floating_point():
             return None
         if isinstance(second, Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunus.graph.assemble import Assembly
 from prunus.graph.channels import ChannelGraph, Ids, Keep, SizeSetting
 from prunus.graph.findings import tensors_in
-from prunus.graph.fitting import fit, plain_tensors, put
+from prunus.graph.fitting import copied, fit, put
 from prunus.graph.places import Place, place_of_call, place_of_error
 from prunus.graph.running import UNSEEN, FunctionMode, decomposed, on_meta, run
 from prunus.graph.shapes import result_of
@@ -291,7 +290,7 @@ def first_problem(attempt: Attempt) -> Problem | None:
         modules: list[tuple[str, nn.Module]] = []
         watch.modules = modules
         args = attempt.runner.inputs(training, is_meta=True, copies=attempt.runner.copies)
-        state = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)])
+        state = {id(tensor): tensor for tensor in (*small.parameters(), *small.buffers())}
         try:
             run(small, state, args, (FunctionMode(None, is_meta=True), watch), modules, training=training)
         except _Stop:
@@ -325,7 +324,7 @@ def shaped(
     model: nn.Module, shapes: Mapping[str, tuple[int, ...]], keep: Keep, settings: Sequence[SizeSetting]
 ) -> nn.Module:
     """Return a copy of a model on the meta device whose tensors have these shapes."""
-    memo = plain_tensors(model)
+    memo: dict[int, Any] = {}
     for name, tensor in [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -333,7 +332,7 @@ def shaped(
         if id(tensor) not in memo:
             empty = torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    small = copy.deepcopy(model, memo)
+    small = copied(model, memo)
     for setting in settings:
         put(small, setting, keep)
     fit(small)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prunus.graph.places import Place, place_of_call
 
 Fields = tuple[Tensor, ...]
+Numbers = npt.NDArray[np.int64]
 Marks = npt.NDArray[np.uint64]
 Choices = dict[tuple[str, int, str, frozenset[int]], int]
 """Which axis carries the channels, by mode, call, occasion and the axes that vary."""
@@ -97,7 +98,7 @@ class Tape:
         self.choices: Choices = {}
         self.owners: list[Owner] = []
         self.features: list[Marks] = []
-        self.unions: list[tuple[Tensor, Tensor]] = []
+        self.unions: list[tuple[Numbers, Numbers]] = []
         self.ties: list[tuple[Tensor, Tensor]] = []
         self.marks: list[tuple[Tensor, Marks]] = []
         self.frozen: list[Frozen] = []
@@ -107,6 +108,7 @@ class Tape:
         self.parents: dict[int, tuple[Tensor, Tensor, dict[int, Tensor]]] = {}
         self.reorders = False
         self.is_risky = False
+        self.given: list[int] | None = None
         self.op = ""
         self.mode = ""
         self.calls = 0
@@ -208,6 +210,12 @@ class Tape:
         if found:
             self.uniform[id(tensor)] = (tensor, found)
 
+    def take_over(self, tensor: Tensor, twin: Tensor) -> None:
+        """Let a tensor carry what another does."""
+        self._fields[id(tensor)] = (tensor, self.read(twin))
+        if id(twin) in self.uniform:
+            self.uniform[id(tensor)] = (tensor, self.uniform[id(twin)][1])
+
     def along(self, tensor: Tensor, axis: int, use: str) -> Tensor:
         """Return the labels along one axis, (size,), −1 for none; those of a field that varies elsewhere too are united.
 
@@ -242,15 +250,17 @@ class Tape:
             return a
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        differ = a != b
-        if not bool(differ.any()):
-            return a
-        fixed = (a < 0) ^ (b < 0)
-        if bool(fixed.any()):
-            self.freeze(torch.maximum(a, b)[fixed], f"{use} meets positions whose number is fixed")
-            differ = differ & ~fixed
-        self.unions.append((a[differ], b[differ]))
-        return torch.maximum(a, b)
+        first, second = a.numpy(), b.numpy()
+        if first.min() < 0 or second.min() < 0:
+            fixed = (first < 0) ^ (second < 0)
+            if fixed.any():
+                met = torch.from_numpy(np.maximum(first, second)[fixed])
+                self.freeze(met, f"{use} meets positions whose number is fixed")
+            known = (first >= 0) & (second >= 0)
+            self.unions.append((first[known], second[known]))
+            return torch.maximum(a, b)
+        self.unions.append((first.reshape(-1), second.reshape(-1)))
+        return a
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Say that labels which meet count alike, and freeze those that meet a fixed position."""

@@ -92,7 +92,9 @@ def _note_split(tape: Tape, own: Tensor, moved: Tensor, old: set[int], new: set[
         if main is not None:
             for axis in after - {main}:
                 tape.pieces(moved, axis)
-    tape.is_risky = True
+    sizes = tape.given or []
+    if len(after) > 1 or len(sizes) not in (0, moved.dim()) or any(sizes[axis] > 0 for axis in after if sizes):
+        tape.is_risky = True  # a size of channels may be written as a number
 
 
 def _segments(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[range, range]]:
