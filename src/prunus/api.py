@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunus.allocation import allocate
 from prunus.budget import Budget
 from prunus.criteria import Criterion, score
-from prunus.errors import ConfigError, SurgeryError, TraceError, VerificationError
+from prunus.errors import BudgetError, ConfigError, SurgeryError, TraceError, VerificationError
 from prunus.graph.channels import ChannelGraph, ChannelGroup
 from prunus.graph.ignore import keeping, with_outputs, without
 from prunus.graph.trace import Inputs, trace
@@ -76,7 +76,7 @@ def prune(
     Raises:
         ConfigError: not exactly one of `budget` and `pruning_ratio` is given, or `ignore` or
             `freeze` names an unknown layer.
-        BudgetError: the budget cannot be reached.
+        BudgetError: the budget cannot be reached, or nothing can be pruned.
         VerificationError: the pruned network differs from the silenced original. Nothing is returned then.
     """
     if (budget is None) == (pruning_ratio is None):
@@ -87,6 +87,11 @@ def prune(
     graph = with_outputs(without(trace(model, example_inputs), ignored), frozen)
     clock.stop("trace")
     for attempt in range(ATTEMPTS):
+        if not graph.groups and chosen.pruning_ratio:
+            reasons = "; ".join(f"{freeze.tensor}: {freeze.reason}" for freeze in graph.frozen[:5])
+            raise BudgetError(
+                f"nothing of this network can be pruned ({reasons or 'it has no layer whose outputs may go'})."
+            )
         scores = score(model, graph, criterion, calibration=calibration, seed=seed, **options)
         plan = allocate(
             graph,
