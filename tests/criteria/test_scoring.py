@@ -216,3 +216,27 @@ def test_the_zoo_is_scored_throughout(name: str) -> None:
         scores = score(model, graph, criterion)
         assert {group.name: group.size for group in graph.groups} == {key: len(v) for key, v in scores.items()}
         assert all(torch.isfinite(values).all() for values in scores.values())
+
+
+def test_a_function_of_ones_own_may_keep_and_change_what_it_gets() -> None:
+    model, held = randomise(Row()), []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def criterion(layer: LayerValues) -> Tensor:
+        held.append((layer, layer.weight.clone()))
+        return layer.weight.flatten(1)[:, 0].abs_()
+
+    score(model, row_graph(), criterion)
+    assert all(torch.equal(layer.weight.flatten(1)[:, 1:], copy.flatten(1)[:, 1:]) for layer, copy in held)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_a_criterion_by_name_says_the_same_as_the_function(name: str) -> None:
+    """By name the weights of all layers go through one piece of memory."""
+    model = Unusual()
+    graph = trace(model, torch.zeros(1, 3, 4, 4))
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    options = {"normalize": "mean", "reduce": "mean", "calibration": images}
+    by_name, by_function = score(model, graph, name, **options), score(model, graph, CRITERIA[name], **options)
+    assert by_name and all(torch.equal(by_name[key], by_function[key]) for key in by_function)

@@ -28,7 +28,7 @@ def fused_conv_bn(layer: LayerValues, norm: int = 2, constant: bool = False) -> 
         raise ConfigError(f"fused_conv_bn: norm is {norm!r}; it is 1 or 2.")
     scale, offset = _fold(layer)
     filters = layer.weight.flatten(1)
-    size = scale.abs() * torch.linalg.vector_norm(filters, ord=norm, dim=1)
+    size: Tensor = scale.abs() * torch.linalg.vector_norm(filters, ord=norm, dim=1)
     return size + offset.abs() if constant else size
 
 

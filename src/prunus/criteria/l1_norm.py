@@ -10,4 +10,5 @@ from prunus.criteria.values import LayerValues
 
 def l1_norm(layer: LayerValues) -> Tensor:
     """Return ‖W_c‖₁ of each filter, (C_out,), ≥ 0 (Li et al. 2017, arXiv:1608.08710)."""
-    return torch.linalg.vector_norm(layer.weight.flatten(1), ord=1, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(layer.weight.flatten(1), ord=1, dim=1)
+    return norms
