@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus.graph.channels import ChannelGraph, ChannelGroup, Keep
 from prunus.plan import PruningPlan, plan_from_keep
+from prunus.surgery import selections
 from prunus.verify import silence
 
 
@@ -60,7 +61,7 @@ def worst_difference(
     model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: PruningPlan, x: Tensor, *, training: bool
 ) -> float:
     """Compare outputs and the gradients of every kept element with the silenced original's, in float64: the worst."""
-    keep = plan.keep_array(graph)
+    chosen = selections(model, graph, plan)
     reference = silence(model, graph, plan).double().train(training)
     small = copy.deepcopy(pruned).double().train(training)
     for module in (*reference.modules(), *small.modules()):
@@ -77,9 +78,7 @@ def worst_difference(
         if parameter.grad is None:  # forward does not use it
             assert kept[name].grad is None
             continue
-        labelled = graph.tensors[name]
-        mask = torch.from_numpy(labelled.keep_mask(keep)).expand(parameter.shape)
-        wanted = parameter.grad[mask].reshape(labelled.kept_shape(keep))
+        wanted = chosen[name].take(parameter.grad)
         grad = kept[name].grad
         assert grad is not None and grad.shape == wanted.shape, name
         if wanted.numel():

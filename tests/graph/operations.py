@@ -157,10 +157,16 @@ KEPT: dict[str, Case] = {
         sizes={"c": 4},
     ),
     "split by numbers": kept(
-        lambda m, x: torch.cat([m.c(x.split([3, 5], 1)[0]), x.split([3, 5], 1)[1]], 1),
-        lambda: {"c": conv(3, 3)},
+        lambda m, x: torch.cat([m.c(x.split([2, 6], 1)[0]), x.split([2, 6], 1)[1]], 1),
+        lambda: {"c": conv(2, 2)},
         reason="is given a size that is written as a number",
         op="split_with_sizes",
+        sizes={"c": 2},
+    ),
+    "split by numbers without a common divisor": kept(
+        lambda m, x: torch.cat([m.c(x.split([3, 5], 1)[0]), x.split([3, 5], 1)[1]], 1),
+        lambda: {"c": conv(3, 3)},
+        reason="its 8 channels are all coupled with one another",
         sizes={"c": 3},
     ),
     "half of it is not read": kept(lambda m, x: x[:, :4], reason="no layer consumes it", after=4),
@@ -199,7 +205,7 @@ KEPT: dict[str, Case] = {
         after=3,
     ),
     "written by numbers": kept(
-        lambda m, x: x.clone().index_put_((torch.tensor([0, 1]), torch.tensor([2, 3])), torch.tensor(0.5)),
+        lambda m, x: x.clone().index_put_((torch.tensor([0, 1]), torch.tensor([2, 3])), x.new_zeros(())),
         reason="writes at numbered positions",
         op="index_put_",
     ),
@@ -220,8 +226,12 @@ KEPT: dict[str, Case] = {
         op="convolution",
         after=6,
     ),
-    "root of a length": kept(
-        lambda m, x: F.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3).transpose(1, 2).view_as(x),
+    "root of a length": Case(
+        case(
+            lambda m, x: F.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3).transpose(1, 2).view_as(x)
+        ).build,
+        {"last": 6},
         reason="attention divides by the root of the length of its queries",
+        op="scaled_dot_product_attention",
     ),
 }

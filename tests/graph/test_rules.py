@@ -41,7 +41,7 @@ def test_names_differ() -> None:
 
 
 def has_products(graph: ChannelGraph) -> bool:
-    """Whether activations are multiplied with one another: the silenced copy of a model cannot ignore channels there."""
+    """Whether activations are multiplied with one another: a silenced copy of a model cannot ignore channels there."""
     return any("bmm" in site.op for site in graph.sites)
 
 

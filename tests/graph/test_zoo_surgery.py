@@ -47,13 +47,34 @@ def test_pruned_equals_silenced(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_only_the_classifier_stays_whole(name: str) -> None:
-    """Nothing but the logits is frozen; ShuffleNet's stages, which shuffle odd halves, are the one exception."""
-    _, _, graph = traced(name)
-    tied = [freeze for freeze in graph.frozen if "coupled with one another" in freeze.reason]
-    assert len(tied) == (2 if name == "shufflenetv2" else 0)
-    assert [f.reason for f in graph.frozen if f not in tied] == ["it is an output of the model"]
-    convolutions = [m for m in traced(name)[0].modules() if isinstance(m, nn.Conv2d)]
+    """Nothing but the logits is frozen, and every layer has its groups."""
+    model, _, graph = traced(name)
+    assert [freeze.reason for freeze in graph.frozen] == ["it is an output of the model"]
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert len(graph.layers) >= len(convolutions)
+    assert sum((layer.channels < 0).any() for layer in graph.layers) == 1
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_width_can_be_halved(name: str) -> None:
+    """Also where it lies in pieces: some level keeps about a half of the channels."""
+    for group in traced(name)[2].groups:
+        kept = group.counts.sum(axis=1) / group.size
+        assert group.size < 4 or abs(kept - 0.5).min() <= 0.13, (group.name, group.size, kept.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    {
+        # the stem with every first stage's sum; the inner width of a block; what a wider stage pads its sum with
+        "resnet8": {"conv1": 16, "layer1.0.conv1": 16, "layer2.0.conv1": 32, "layer2.0.conv2": 32},
+        "resnet8_pad": {"conv1": 16, "layer2.0.conv2": 8, "layer2.0.conv2#2": 8, "layer3.0.conv2": 16},
+        "shufflenetv2": {"stem.0": 24, "stage2.0.shortcut.2": 290, "stage2.0.branch.0": 58, "head.0": 1024},
+    }.items(),
+)
+def test_groups_are_what_a_person_would_say(name: str, sizes: dict[str, int]) -> None:
+    graph = traced(name)[2]
+    assert {group: graph.group(group).size for group in sizes} == sizes
 
 
 def test_the_original_is_untouched() -> None:

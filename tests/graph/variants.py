@@ -66,6 +66,8 @@ POINTWISE: dict[str, Case] = {
 MOVED: dict[str, Case] = {
     "an axis more": case(lambda m, x: x.unsqueeze(2).expand(-1, -1, 2, -1, -1).sum(2) + x.unsqueeze(0).squeeze(0)),
     "repeated": case(lambda m, x: x.repeat(1, 1, 2, 1)),
+    "laid out otherwise": case(lambda m, x: x.as_strided(x.shape, x.stride()) + 1),
+    "laid out otherwise in place": case(lambda m, x: x.clone().as_strided_(x.shape, x.stride())),
     "an alias": case(lambda m, x: torch.ops.aten.alias(x) + 1),
     "rows one by one": case(lambda m, x: x.unbind(2)[0].unsqueeze(2) + x[:, :, 1].unsqueeze(2) + x),
     "whole slice": case(lambda m, x: x[:, :, ::1][:, ::1, ::2]),
