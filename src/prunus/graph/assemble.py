@@ -49,9 +49,9 @@ class Traced:
     modules: Mapping[str, nn.Module]
 
     @classmethod
-    def of(cls, model: nn.Module, tape: Tape, evaluated: Findings, trained: Findings, state: State) -> Traced:
+    def of(cls, modules: Mapping[str, nn.Module], tape: Tape, evaluated: Findings, trained: Findings, state: State) -> Traced:
         """Join the labels of a trace."""
-        return cls(tape, evaluated, trained, state, layout_of(tape), dict(model.named_modules()))
+        return cls(tape, evaluated, trained, state, layout_of(tape), modules)
 
 
 class Assembly:
@@ -252,7 +252,9 @@ class Assembly:
         runs: list[set[tuple[str, int]]] = [set() for _ in members]
         for owner in self.traced.tape.owners:
             if owner.tensor:
-                for number in np.unique(group_of[self.ids[owner.start : owner.start + owner.size]]).tolist():
+                found = group_of[self.ids[owner.start : owner.start + owner.size]]
+                low, high = int(found.min()), int(found.max())
+                for number in (low,) if low == high else np.unique(found).tolist():
                     if number >= 0:
                         runs[number].add((owner.tensor, owner.axis))
         return [tuple(sorted(run)) for run in runs]

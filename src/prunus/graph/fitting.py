@@ -49,6 +49,10 @@ def _fit(module: nn.Module) -> None:
 _SHARED = (int, float, bool, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
 
 
+_COPYING = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__slots__")
+"""What a class defines that wants to be copied its own way."""
+
+
 def copied(model: nn.Module, tensors: Mapping[int, Any]) -> nn.Module:
     """Return a deep copy of a model with other tensors in the place of its own, by id; the rest is copied too."""
     memo: dict[int, Any] = {**plain_tensors(model), **tensors}
@@ -62,7 +66,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     kind = type(module)
-    if hasattr(kind, "__deepcopy__") or kind.__getstate__ is not object.__getstate__ or hasattr(kind, "__slots__"):
+    if any(name in vars(base) for base in kind.__mro__[:-1] for name in _COPYING):
         return copy.deepcopy(module, memo)
     made = kind.__new__(kind)
     memo[id(module)] = made

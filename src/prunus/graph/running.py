@@ -157,9 +157,11 @@ def run(
     modules: Modules,
     *,
     training: bool,
+    members: Members | None = None,
 ) -> Any:
     """Run the model once in one mode with others for its tensors, by id, and give it back its modes and random state."""
-    with _restored(model, training, state), _module_stack(model, modules), plainly():
+    members = members or Members(model)
+    with _restored(members, training, state), _module_stack(members, modules), plainly():
         stack = [mode.__enter__() for mode in modes]
         try:
             return model(*args)
@@ -196,9 +198,9 @@ def attention_by_products() -> Iterator[None]:
 
 
 @contextmanager
-def _restored(model: nn.Module, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
+def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
     """Put every module in one mode and `state` in the place of its tensors; give all of it back, and what forward set."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    before = [(module, dict(vars(module))) for module in members.modules.values()]
     holders = [held for module, _ in before for held in (module._parameters, module._buffers)]
     tensors = [(held, dict(held)) for held in holders]
     generator, python = torch.get_rng_state(), random.getstate()
@@ -220,9 +222,9 @@ def _restored(model: nn.Module, training: bool, state: Mapping[int, Tensor]) -> 
 
 
 @contextmanager
-def _module_stack(model: nn.Module, stack: Modules) -> Iterator[None]:
+def _module_stack(members: Members, stack: Modules) -> Iterator[None]:
     """Keep `stack` the modules that are running, outermost first, while the context is open."""
-    names = {id(module): (name, module) for name, module in model.named_modules()}
+    names = {id(module): (name, module) for name, module in members.modules.items()}
 
     def enter(module: nn.Module, _args: Any) -> None:
         entry = names.get(id(module))
@@ -242,24 +244,45 @@ def _module_stack(model: nn.Module, stack: Modules) -> Iterator[None]:
             handle.remove()
 
 
-def meta_copies(model: nn.Module) -> dict[int, Tensor]:
+def meta_copies(members: Members) -> dict[int, Tensor]:
     """Return an empty meta tensor for every parameter and buffer, by its id."""
     # Whether one requires a gradient counts: products with more than two axes are folded by it.
     return {
         id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)
-        for tensor in (*model.parameters(), *model.buffers())
+        for _, tensor in members.tensors
     }
 
 
-def real_copies(model: nn.Module) -> dict[int, Tensor]:
+def real_copies(members: Members) -> dict[int, Tensor]:
     """Return, by id, every parameter itself and a copy of every buffer, since training mode writes into these."""
-    found = {id(tensor): tensor.clone() for tensor in model.buffers()}
-    return found | {id(tensor): tensor for tensor in model.parameters()}
+    return {
+        id(tensor): tensor if isinstance(tensor, nn.Parameter) else tensor.clone() for _, tensor in members.tensors
+    }
+
+
+class Members:
+    """The modules of a model, each once, and its parameters and buffers by all their names; walked through once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        parameters: list[tuple[str, Tensor]] = []
+        buffers: list[tuple[str, Tensor]] = []
+        known: set[int] = set()
+        for name, module in model.named_modules(remove_duplicate=False):
+            if id(module) not in known:
+                known.add(id(module))
+                self.modules[name] = module
+            prefix = f"{name}." if name else ""
+            for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
+                found += [(prefix + key, tensor) for key, tensor in held.items() if tensor is not None]
+        self.tensors = [*parameters, *buffers]
+        first = {id(tensor): name for name, tensor in reversed(parameters)}
+        self.parameters = frozenset(first.values())
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer by all its names."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return Members(model).tensors
 
 
 def sized(value: Any, batch: int, old: int, *, is_meta: bool) -> Any:

@@ -16,7 +16,7 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.known import Known
 from prunus.graph.levels import find_levels
-from prunus.graph.running import FunctionMode, LabelMode, meta_copies, named_tensors, real_copies, run, sized
+from prunus.graph.running import FunctionMode, LabelMode, Members, meta_copies, named_tensors, real_copies, run, sized
 from prunus.graph.sizes import Attempt, Repairs, first_problem
 from prunus.graph.tape import Choices, Hints, Tape
 
@@ -63,11 +63,12 @@ class Runner:
         raise TraceError(_refusal(last, self.args)) from first
 
     def _record(self, model: nn.Module, tape: Tape, is_meta: bool, copies: int) -> Recording:
-        copies_of = meta_copies(model) if is_meta else real_copies(model)
-        state = {name: copies_of[id(tensor)] for name, tensor in named_tensors(model)}
+        members = Members(model)
+        copies_of = meta_copies(members) if is_meta else real_copies(members)
+        state = {name: copies_of[id(tensor)] for name, tensor in members.tensors}
         groups = {
             f"{name}.weight" if name else "weight": module.groups
-            for name, module in model.named_modules()
+            for name, module in members.modules.items()
             if isinstance(module, nn.modules.conv._ConvNd)
         }
         labelled: set[int] = set()
@@ -83,19 +84,19 @@ class Runner:
             steps[training] = []
             known = Known([call for call, _ in steps[False]], copies) if training and is_meta else None
             self.once(
-                model, copies_of, tape, findings, steps[training], known, training=training, is_meta=is_meta, copies=copies
+                model, members, copies_of, tape, findings, steps[training], known, training=training, is_meta=is_meta, copies=copies
             )
             found[training] = findings
         if tape.hints.whole:
             tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({tape.hints.whole[0]})")
-        parameters = frozenset(name for name, _ in model.named_parameters())
-        saved = frozenset(model.state_dict(keep_vars=True))
-        traced = Traced.of(model, tape, found[False], found[True], State(state, parameters, saved))
+        state_of = State(state, members.parameters, frozenset(model.state_dict(keep_vars=True)))
+        traced = Traced.of(members.modules, tape, found[False], found[True], state_of)
         return Recording(traced, steps, is_meta)
 
     def once(
         self,
         model: nn.Module,
+        members: Members,
         state: Mapping[int, Tensor],
         tape: Tape,
         findings: Findings,
@@ -113,7 +114,7 @@ class Runner:
         mode.known = known
         args = self.inputs(training, is_meta=is_meta, copies=copies)
         modes = (FunctionMode(tape, is_meta=is_meta), mode)
-        result = run(model, state, args, modes, tape.modules, training=training)
+        result = run(model, state, args, modes, tape.modules, training=training, members=members)
         tape.modules.clear()
         tape.op = ""
         outputs = [leaf for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
