@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,10 @@ from prunus.plan import PruningPlan
 
 TOLERANCE = 1e-10
 """Largest relative error, in float64, that counts as equal; rounding alone stays some ten thousand times below it."""
+
+
+FLOAT32_TOLERANCE = 1e-4
+"""The same in float32, for a network whose forward pass does not run in float64."""
 
 
 @dataclass(frozen=True)
@@ -68,43 +74,77 @@ def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: Pruni
     Returns:
         The verdict; nothing is raised for a difference.
     """
-    args = tuple(_double(arg) for arg in as_arguments(inputs))
+    try:
+        return _compared(model, pruned, graph, plan, inputs, torch.float64)
+    except _NotSoPrecise:  # its forward pass makes tensors of a type of its own
+        return _compared(model, pruned, graph, plan, inputs, torch.float32)
+
+
+class _NotSoPrecise(Exception):
+    """The original does not run in this type."""
+
+
+def _compared(
+    model: nn.Module, pruned: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs, dtype: torch.dtype
+) -> Verification:
+    """Compare in one type of number."""
+    args = tuple(_converted(arg, dtype) for arg in as_arguments(inputs))
     samples = next((len(arg) for arg in args if isinstance(arg, Tensor) and arg.dim()), 0)
+    tolerance = TOLERANCE if dtype == torch.float64 else FLOAT32_TOLERANCE
     mode = ReferenceMode(graph, plan.keep_array(graph))
-    with plainly():
-        whole = _prepared(copy.deepcopy(model, plain_tensors(model)))
-        with mode:
-            reference = _outputs(whole, args)
-        del whole
+    outputs = 0
+
+    def verdict(passed: bool, error: float, reason: str) -> Verification:
         mixing = tuple(dict.fromkeys(mode.mixing))
+        name = str(dtype).removeprefix("torch.")
+        return Verification(passed, error, tolerance, name, samples, outputs, reason, mixing)
 
-        def verdict(passed: bool, error: float, reason: str) -> Verification:
-            return Verification(passed, error, TOLERANCE, "float64", samples, len(reference), reason, mixing)
-
+    with plainly(), _default_dtype(dtype):
+        whole = _prepared(model, dtype)
+        try:
+            with mode:
+                reference = _outputs(whole, args)
+        except RuntimeError as error:
+            if dtype == torch.float64 and "scalar type" in str(error) or "same dtype" in str(error):
+                raise _NotSoPrecise from error
+            raise
+        del whole
+        outputs = len(reference)
         if mode.met != len(graph.sites):
             return verdict(False, float("nan"), "the original runs differently here than it did when it was traced")
         try:
-            found = _outputs(_prepared(copy.deepcopy(pruned, plain_tensors(pruned))), args)
+            found = _outputs(_prepared(pruned, dtype), args)
         except Exception as cause:
             return verdict(False, float("nan"), f"the pruned network does not run: {cause}")
     if [out.shape for out in found] != [out.shape for out in reference]:
         reason = f"its outputs have shapes {[tuple(o.shape) for o in found]}, not {[tuple(o.shape) for o in reference]}"
         return verdict(False, float("nan"), reason)
     error = max((_relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
-    passed = error <= TOLERANCE
-    return verdict(passed, error, "" if passed else f"outputs differ by {error:.1e} relative, more than {TOLERANCE:.0e}")
+    passed = error <= tolerance
+    return verdict(passed, error, "" if passed else f"outputs differ by {error:.1e} relative, more than {tolerance:.0e}")
 
 
-def _prepared(model: nn.Module) -> nn.Module:
-    return model.eval().double()
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let what the forward pass makes be of this type too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-def _double(value: object) -> object:
+def _prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model, plain_tensors(model)).eval().to(dtype)
+
+
+def _converted(value: object, dtype: torch.dtype) -> object:
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value.clone()
+        return value.to(dtype) if value.is_floating_point() else value.clone()
     if isinstance(value, (list, tuple)):
-        return type(value)(_double(item) for item in value)
-    return {key: _double(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return type(value)(_converted(item, dtype) for item in value)
+    return {key: _converted(item, dtype) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _outputs(model: nn.Module, args: tuple[object, ...]) -> list[Tensor]:

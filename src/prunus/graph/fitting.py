@@ -22,9 +22,22 @@ def fit(model: nn.Module) -> None:
         _fit(module)
 
 
+def _weight_shape(module: nn.Module) -> torch.Size:
+    """Return the shape of a layer's weight, without computing it where it is computed: that may change the module."""
+    if module._parameters.get("weight") is not None:
+        return module._parameters["weight"].shape
+    if "weight_v" in module._parameters:
+        return module._parameters["weight_v"].shape
+    kept = getattr(module, "parametrizations", {})
+    if "weight" in kept:
+        sources = [tensor for name, tensor in kept["weight"].named_parameters() if name.startswith("original")]
+        return max(sources, key=lambda tensor: tensor.numel()).shape
+    return module.weight.shape
+
+
 def _fit(module: nn.Module) -> None:
     if isinstance(module, CONVOLUTIONS):
-        first, second = getattr(module, "weight_v", module.weight).shape[:2]
+        first, second = _weight_shape(module)[:2]
         old_in, old_out = module.in_channels, module.out_channels
         if module.groups == old_in and module.groups > 1:
             module.groups = first if module.transposed else first // (old_out // old_in)
@@ -41,7 +54,7 @@ def _fit(module: nn.Module) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = _weight_shape(module)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 

@@ -17,6 +17,7 @@ from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.known import Known
 from prunus.graph.levels import find_levels
 from prunus.graph.running import FunctionMode, LabelMode, Members, meta_copies, named_tensors, real_copies, run, sized
+from prunus.graph.places import Place
 from prunus.graph.sizes import Attempt, Repairs, first_problem
 from prunus.graph.tape import Choices, Hints, Tape
 
@@ -130,28 +131,53 @@ def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) 
     """Trace a model until what a smaller one does agrees with what the trace says."""
     _refuse(model)
     runner = Runner(args)
-    hints, repairs = Hints(), Repairs()
+    graph, assembly = _settled(model, runner, Hints(), thorough=thorough)
+    for key in _doubtful(assembly)[:SWAPS]:
+        hints = Hints({place: set(how) for place, how in graph.hints[0].taken.items()})
+        hints.taken.setdefault(key, set()).add("swapped")
+        other, other_assembly = _settled(model, runner, hints, thorough=thorough)
+        if other.channel_count > graph.channel_count:
+            graph, assembly = other, other_assembly
+    return graph
+
+
+SWAPS = 4
+"""How many lines that lay channels out along two axes are tried the other way round, where what they touch stays."""
+
+
+def _settled(model: nn.Module, runner: Runner, hints: Hints, *, thorough: bool) -> tuple[ChannelGraph, Assembly]:
+    repairs = Repairs()
     problem = None
     for _ in range(ROUNDS):
         recording = runner.record(model, hints)
-        assembly = Assembly(recording.traced, {})
-        assembly = find_levels(model, runner, recording, assembly, repairs, hints)
+        assembly = find_levels(model, runner, recording, Assembly(recording.traced, {}), repairs, hints)
         graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
         if not (thorough or recording.traced.tape.is_risky) or not graph.groups:
-            return graph
+            return graph, assembly
         attempt = Attempt(model, runner, recording, assembly, graph, repairs)
         problem = first_problem(attempt)
         while problem is not None and repairs.repair(problem, attempt):
             problem = first_problem(attempt)
         if problem is None:
             settings = repairs.settings(recording.steps, assembly)
-            return dataclasses.replace(graph, settings=(*graph.settings, *settings))
+            return dataclasses.replace(graph, settings=(*graph.settings, *settings)), assembly
         repairs.resolve(problem, attempt, hints)
         if hints.whole:
             break
     if not hints.whole:
         hints.whole.append(problem.error if problem else "")
-    return Assembly(runner.record(model, hints).traced).graph()
+    assembly = Assembly(runner.record(model, hints).traced)
+    return dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, {})), assembly
+
+
+def _doubtful(assembly: Assembly) -> list[tuple[Place, str]]:
+    """List the lines that lay channels out along several axes where not one of these channels can go."""
+    found = []
+    for key, fields in assembly.traced.tape.splits.items():
+        ids = [assembly.ids[own.numpy()] for own in fields]
+        if ids and all((own < 0).all() for own in ids):
+            found.append(key)
+    return found
 
 
 def batch_of(args: Sequence[Any]) -> int:

@@ -104,10 +104,12 @@ class Tape:
         self.frozen: list[Frozen] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self.columns: list[tuple[int, int]] = []
+        self.steps: list[tuple[int, int, int]] = []
         self.uniform: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self.parents: dict[int, tuple[Tensor, Tensor, dict[int, Tensor]]] = {}
         self.reorders = False
         self.is_risky = False
+        self.splits: dict[tuple[Place, str], list[Tensor]] = {}
         self.given: list[int] | None = None
         self.op = ""
         self.mode = ""
@@ -129,21 +131,36 @@ class Tape:
         ranked = sorted(varying(own) if axes is None else axes, key=lambda axis: (own.shape[axis], axis))
         if not ranked:
             return own.dim() - 1
-        if self.columns and len(ranked) > 1 and (axis := self._column_axis(own, ranked)) is not None:
+        if self.steps and len(ranked) > 1 and (axis := self._known_axis(own, ranked)) is not None:
             return axis
         key = (self.mode, self.calls, self.op, frozenset(ranked))
         chosen = self.guide.get(key, ranked[-2] if second and len(ranked) > 1 else ranked[-1])
         self.choices[key] = chosen
         return chosen
 
-    def _column_axis(self, own: Tensor, axes: Sequence[int]) -> int | None:
-        """Return the axis of a grouped weight's input channels: consecutive labels lie along it."""
-        for axis in axes:
-            row = own.select(axis, 0).reshape(-1)[0], own.select(axis, 1).reshape(-1)[0]
-            first, second = int(row[0]), int(row[1])
-            if second == first + 1 and any(start <= first < stop for start, stop in self.columns):
-                return axis
+    def _known_axis(self, own: Tensor, axes: Sequence[int]) -> int | None:
+        """Return the axis along which consecutive labels lie as far apart as where they were first laid out."""
+        start = int(own[(0,) * own.dim()])
+        for low, high, step in reversed(self.steps):
+            if low <= start < high:
+                for axis in axes:
+                    if int(own[tuple(int(a == axis) for a in range(own.dim()))]) - start == step:
+                        return axis
         return None
+
+    def laid_out(self, own: Tensor, axis: int) -> None:
+        """Remember along which axis the channels of a field run that was just laid out along several."""
+        flat = own[own >= 0]
+        second = tuple(int(a == axis) for a in range(own.dim()))
+        step = int(own[second]) - int(own[(0,) * own.dim()])
+        entry = (int(flat.min()), int(flat.max()) + 1, step) if len(flat) else None
+        if entry is not None and entry not in self.steps:
+            self.steps.append(entry)
+
+    def is_column(self, own: Tensor) -> bool:
+        """Say whether a field is that of a grouped weight's input channels, which repeats along its filters."""
+        start = int(own[(0,) * own.dim()])
+        return any(low <= start < high for low, high in self.columns)
 
     def new_labels(self, tensor: str, axis: int, size: int, blocks: int = 1) -> Tensor:
         """Return `size` fresh labels, (size,), owned by an axis of a state-dict tensor, in equal blocks."""
@@ -179,6 +196,7 @@ class Tape:
                     shape[:2] = [tensor.shape[0], size]
                     fields.append(labels.repeat_interleave(rows, 0).view(shape))
                     self.columns.append((int(labels[0, 0]), int(labels[-1, -1]) + 1))
+                    self.steps.append((*self.columns[-1], 1))
                 else:
                     shape[axis] = size
                     fields.append(self.new_labels(name, axis, size).view(shape))

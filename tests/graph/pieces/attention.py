@@ -237,7 +237,7 @@ ATTENTION: dict[str, Piece] = {
     "MultiheadAttention": Piece(
         Multihead, multiple=2, expected="frozen", prunes=False, notes="its checks tie the width to the heads' width"
     ),
-    "class token and positions": Piece(ClassToken),
+    "class token and positions": Piece(ClassToken, expected="frozen", notes="positions are no channels"),
     "Gram matrix of channels": Piece(
         lambda c, w: Written(
             lambda m, x: x + torch.bmm((x.flatten(2) @ x.flatten(2).mT).softmax(-1), x.flatten(2)).view_as(x), c

@@ -204,3 +204,4 @@ def batched_product(tape: Tape, findings: Findings, call: Call) -> None:
         Contracted(right, None, call.out, 2, 1, positions, nothing, consumed, computed=False)
     )
     findings.site(call, [tape.read(left)], [], gathers=False)
+

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
+from prunus.graph.places import place_of_call
 from prunus.graph.rules.pointwise import merge, refuse_fixed
 from prunus.graph.rules.table import aten, rule
 from prunus.graph.tape import Tape, compact, varying
@@ -90,6 +91,8 @@ def _note_split(tape: Tape, own: Tensor, moved: Tensor, old: set[int], new: set[
         runs = main if main is not None else tape.carrier(whole, axes)
         tape.reorders = tape.reorders or any(axis > runs for axis in axes)
         if main is not None:
+            tape.splits.setdefault((place_of_call(), tape.op), []).append(moved)
+            tape.laid_out(moved, main)
             for axis in after - {main}:
                 tape.pieces(moved, axis)
     sizes = tape.given or []

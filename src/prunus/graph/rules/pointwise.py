@@ -89,6 +89,8 @@ def merge(tape: Tape, fields: list[Tensor], new: Tensor, use: str) -> list[Tenso
     for old in fields:
         if not varying(old) & varying(new) or _share_pieces(tape, old, new):
             apart.append(old)
+        elif tape.columns and tape.is_column(old) != tape.is_column(new) and 1 in map(len, map(varying, (old, new))):
+            apart.append(old)  # a grouped weight's filters, and the input channels of each
         elif _numbers_pieces(tape, new, old):
             tape.freeze(new, f"{use} gives each piece a value of its own")
             new = old
@@ -116,6 +118,8 @@ def _numbers_pieces(tape: Tape, one: Tensor, other: Tensor) -> bool:
 def refuse_fixed(tape: Tape, aligned: Tensor, operands: Sequence[Tensor], rank: int, use: str) -> None:
     """Freeze a field that meets an operand which is as long along its axis but carries no label there."""
     axes = varying(aligned)
+    if len(axes) > 1:
+        axes = {tape.carrier(aligned)}  # the others number pieces, which stay as many
     for operand in operands:
         shape = (1,) * (rank - operand.dim()) + tuple(operand.shape)
         long = {axis for axis in axes if shape[axis] > 1}
