@@ -423,20 +423,6 @@ def test_inputs_of_every_shape(how: str) -> None:
     assert result.model.side.weight.shape[0] == 6
 
 
-def test_inputs_by_keyword_are_a_dict_of_them() -> None:
-    """forward(*, image, mask): example_inputs is the dict itself."""
-
-    class Keyword(Takes):
-        def forward(self, *, image: Tensor, mask: Tensor) -> Any:  # type: ignore[override]
-            return super().forward(image, mask)
-
-    torch.manual_seed(0)
-    check(randomise(Keyword("two")), {"image": X, "mask": MASK})
-
-
-# What cannot be
-
-
 def test_a_forward_that_raises_is_one_error_with_the_shapes() -> None:
     model = net()
     before = snapshot(model)

@@ -88,7 +88,7 @@ def prune(
     clock.stop("trace")
     for attempt in range(ATTEMPTS):
         if not graph.groups and chosen.pruning_ratio:
-            reasons = "; ".join(f"{freeze.tensor}: {freeze.reason}" for freeze in graph.frozen[:5])
+            reasons = "; ".join(f"{kept.tensor}: {kept.reason}" for kept in graph.frozen[:5])
             raise BudgetError(
                 f"nothing of this network can be pruned ({reasons or 'it has no layer whose outputs may go'})."
             )
@@ -107,8 +107,10 @@ def prune(
         if pruned is not None and verification.passed:
             return PruneResult(pruned, plan, verification, graph, clock.seconds)
         if not attempt:
-            graph = with_outputs(without(trace(model, example_inputs, thorough=True), ignored), frozen)
-            continue
+            closer = with_outputs(without(trace(model, example_inputs, thorough=True), ignored), frozen)
+            if closer.groups:
+                graph = closer
+                continue
         broken = _culprits(model, graph, plan, example_inputs)
         if not broken:  # nothing was removed, and the copy differs all the same
             break
@@ -146,7 +148,7 @@ def _proven(
         if clock is not None:
             clock.stop("remove")
         verification = verify(model, pruned, graph, plan, inputs)
-    except (SurgeryError, TraceError) as error:
+    except Exception as error:  # whatever it is, nothing is handed back
         return None, Verification(False, float("nan"), TOLERANCE, "float64", 0, 0, str(error))
     if clock is not None:
         clock.stop("verify")

@@ -168,7 +168,16 @@ class Assembly:
             run = layout.bundle[layout.component[owner.start : owner.start + owner.size]]
             if owner.size > 1 and int(run[0]) not in frozen and (run == run[0]).all():
                 widest[int(run[0])] = max(widest[int(run[0])], owner.size)
-        return {b: _because(f"its {size} channels are all coupled with one another") for b, size in widest.items()}
+        return {bundle: self._tied_because(bundle, size) for bundle, size in widest.items()}
+
+    def _tied_because(self, bundle: int, size: int) -> Frozen:
+        """Say which operation coupled a whole width first."""
+        reason = f"its {size} channels are all coupled with one another"
+        layout, tape = self.traced.layout, self.traced.tape
+        for (labels, _), (op, where) in zip(tape.ties, tape.tied_at, strict=True):
+            if (layout.bundle[layout.component[labels.numpy()]] == bundle).any():
+                return Frozen(torch_full(0), reason, op, where)
+        return _because(reason)
 
     def _layer(self, use: _Use) -> Layer:
         """Describe one contraction as a layer: its tensors, and the BatchNorm that reads it directly."""
@@ -179,9 +188,9 @@ class Assembly:
                 weight_name, bias_name, mean, var = (self._name_of(tensor) for tensor in seen.tensors)
                 norm = Norm(weight_name, bias_name, mean, var, seen.eps)
                 break
-        name = weight.rpartition(".")[0] or weight
+        name = weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
         channels = self.ids[use.outputs]
-        return Layer(name, weight, self._name_of(contracted.bias), norm, channels, use.output_axis == 1, contracted.groups)
+        return Layer(name or weight, weight, self._name_of(contracted.bias), norm, channels, use.output_axis == 1, contracted.groups)
 
     def _name_of(self, tensor: Tensor | None) -> str | None:
         return None if tensor is None else self.names.get(tensor.untyped_storage()._cdata)

@@ -40,7 +40,7 @@ def find_levels(
         found = _try(model, runner, assembly, widths, {b: tied[b] for b in widths}, repairs, recording, hints)
         for bundle, counts in found.items():
             above = levels[bundle][0]
-            rising = counts.keys() == above.keys() and all(0 < counts[s] <= above[s] for s in counts)
+            rising = all(counts[s] <= above[s] for s in counts) and sum(counts.values()) > 0
             if rising and counts != above:
                 levels[bundle].insert(0, counts)
     known = {bundle: rows for bundle, rows in levels.items() if len(rows) > 1}
@@ -98,9 +98,6 @@ def _try(
     except Exception:  # the network cannot be so narrow
         return {}
     seen = Counter(map(int, traced.layout.signature))
-    found: dict[int, dict[int, int]] = {}
-    for bundle in widths:
-        own = _counts(assembly, bundle)
-        if all(seen[signature] for signature in own):
-            found[bundle] = {signature: seen[signature] for signature in own}
-    return found
+    if seen.keys() - set(map(int, layout.signature)):
+        return {}  # it has channels that run where none of the wide network's do
+    return {bundle: {s: seen[s] for s in _counts(assembly, bundle)} for bundle in widths}

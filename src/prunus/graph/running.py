@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -201,9 +203,15 @@ def attention_by_products() -> Iterator[None]:
 def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
     """Put every module in one mode and `state` in the place of its tensors; give all of it back, and what forward set."""
     before = [(module, dict(vars(module))) for module in members.modules.values()]
+    held_inside = [
+        (value, copy.copy(value))
+        for _, attributes in before
+        for name, value in attributes.items()
+        if name[0] != "_" and isinstance(value, (list, dict, set))
+    ]
     holders = [held for module, _ in before for held in (module._parameters, module._buffers)]
     tensors = [(held, dict(held)) for held in holders]
-    generator, python = torch.get_rng_state(), random.getstate()
+    generator, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         for module, _ in before:
             module.training = training
@@ -217,8 +225,12 @@ def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> 
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+        for value, old in held_inside:
+            value.clear()
+            value.extend(old) if isinstance(value, list) else value.update(old)
         torch.set_rng_state(generator)
         random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager

@@ -204,9 +204,11 @@ def _plain(result: Any) -> Any:
 def _refuse(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("this is a TorchScript module, whose code cannot be followed; give the module it was made of.")
-    if hasattr(model, "_orig_mod"):
+    compiled = [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
+    if compiled:
         raise TraceError(
-            "this module was compiled; give what was compiled, model._orig_mod, and compile the pruned network again."
+            f"{f'{compiled[0]} in this module' if compiled[0] else 'this module'} was compiled; give what was compiled, "
+            f"{'.'.join(filter(None, ('model', compiled[0])))}._orig_mod, and compile the pruned network again."
         )
     for name, _ in named_tensors(model):
         if isinstance(_, nn.parameter.UninitializedTensorMixin):

@@ -64,11 +64,11 @@ class Repair:
 
 @dataclass
 class Repairs:
-    """What was learnt about stored numbers: the repairs that helped, and by place what else may and what is tried."""
+    """What was learnt about stored numbers: the repairs that helped, and by step what else may and what is tried."""
 
     accepted: list[Repair] = field(default_factory=list)
-    attempts: dict[tuple[Place, str], Iterator[list[Repair]]] = field(default_factory=dict)
-    current: dict[tuple[Place, str], list[Repair]] = field(default_factory=dict)
+    attempts: dict[tuple[bool, int], Iterator[list[Repair]]] = field(default_factory=dict)
+    current: dict[tuple[bool, int], list[Repair]] = field(default_factory=dict)
 
     def settings(self, steps: Mapping[bool, Steps], assembly: Assembly) -> tuple[SizeSetting, ...]:
         """Return what every module stores that a repair speaks of."""
@@ -103,14 +103,15 @@ class Repairs:
             fits = {"swapped": "view" in call.name, "tied": call.name in _STORING}.get(how, True)
             if fits and how not in taken:
                 taken.add(how)
-                self.attempts.pop((problem.place, call.name), None)
+                self.attempts.clear()
+                self.current.clear()
                 return
         _freeze_all(problem, hints)
 
     def repair(self, problem: Problem, attempt: Attempt) -> bool:
         """Set the next stored number, or numbers, that the step that did not fit may have its size from."""
         steps = attempt.recording.steps[problem.training]
-        key = (problem.place, steps[problem.index][0].name)
+        key = (problem.training, problem.index)
         if key not in self.attempts:
             self.attempts[key] = iter(self._ways(problem, attempt))
             self.current[key] = []
@@ -140,12 +141,7 @@ class Repairs:
                     known = by_attribute.setdefault((repair.attribute, repair.index), {})
                     part = _part(later, repair.spot, attempt.assembly)
                     known.setdefault(b"" if part is None else part.tobytes(), repair)
-        direct: dict[tuple[str, int | str | None], Repair] = {}
-        for repair in single:  # the k-th size of a tuple for the k-th piece
-            key = (repair.attribute, repair.index)
-            if key not in direct or repair.spot[1] == repair.index:
-                direct[key] = repair
-        found = [*([repair] for repair in single), [*direct.values()]]
+        found = [*([repair] for repair in single), *_in_order(single)]
         every = [list(known.values()) for known in by_attribute.values()]
         for size in range(1, min(len(every), 3) + 1):
             for chosen in itertools.combinations(every, size):
@@ -154,7 +150,7 @@ class Repairs:
 
     def _candidates(self, call: Call, problem: Problem, attempt: Attempt) -> list[Repair]:
         """List the stored numbers that equal a size along which this step's channels run."""
-        found: dict[tuple[str, int | str | None, bytes], Repair] = {}
+        found: dict[tuple[type, str, int | str | None, bytes], Repair] = {}
         for spot, size in _spots(call, attempt.recording):
             part = _part(call, spot, attempt.assembly)
             if part is None or (part < 0).all():
@@ -162,10 +158,29 @@ class Repairs:
             for _, module in problem.modules[:-4:-1]:
                 for attribute, index in _holders(module, size):
                     repair = Repair(type(module), attribute, index, call.name, spot)
-                    key = (attribute, index, part.tobytes())
-                    if key not in found or spot[1] == index:
-                        found[key] = repair
+                    found.setdefault((type(module), attribute, index, part.tobytes()), repair)
         return [*found.values()]
+
+
+def _in_order(repairs: Sequence[Repair]) -> list[list[Repair]]:
+    """Put the entries of one tuple or list together: the k-th that equals a size for the k-th such size."""
+    by_holder: dict[tuple[type, str], list[Repair]] = {}
+    for repair in repairs:
+        if repair.index is not None:
+            by_holder.setdefault((repair.kind, repair.attribute), []).append(repair)
+    ways = []
+    for held in by_holder.values():
+        entries = sorted({repair.index for repair in held}, key=str)
+        chosen = []
+        used: set[tuple[Any, ...]] = set()
+        for entry in sorted(entries, key=lambda e: e if isinstance(e, int) else 0):
+            fits = [r for r in held if r.index == entry and r.spot not in used]
+            exact = [r for r in fits if r.spot[1] == entry] or sorted(fits, key=lambda r: str(r.spot))
+            if exact:
+                chosen.append(exact[0])
+                used.add(exact[0].spot)
+        ways.append(chosen)
+    return [*ways, [repair for way in ways for repair in way]]
 
 
 WAYS = 40
@@ -234,23 +249,29 @@ def _spots(call: Call, recording: Recording) -> list[tuple[tuple[Any, ...], int]
             found += [((kind, number, axis), int(tensor.shape[axis])) for axis in axes]
     if call.name == "aten.slice":
         axis = call.arg(1, "dim", 0) % call.args[0].dim()
-        found += [(("first", "in", axis, b), b) for b in call.args[2:4] if type(b) is int and b > 0]
+        bounds = [(place, bound) for place, bound in enumerate(call.args[2:4], 2) if type(bound) is int and bound > 0]
+        found += [(("bound", place, axis), bound) for place, bound in bounds]
     if call.name == "aten.constant_pad_nd":
         for number, size in enumerate(call.args[1]):
             axis = call.out.dim() - 1 - number // 2
             if size > 0 and any(axis in varying(own) for own in tape.read(call.out)):
-                found.insert(0, (("last" if number % 2 else "first", "out", axis, size), size))
+                found.insert(0, (("pad", number, axis), size))
     return found
 
 
 def _part(call: Call, spot: tuple[Any, ...], assembly: Assembly) -> Ids | None:
     """Return the channel ids that a spot of a step counts, −1 for what always stays."""
     tape = assembly.traced.tape
-    if spot[0] in ("first", "last"):
-        vector = axis_ids(assembly, call.args[0] if spot[1] == "in" else call.out, spot[2])
-        if vector is None or len(vector) < spot[3]:
+    if spot[0] == "bound":  # the channels before it
+        bound = call.args[spot[1]] if len(call.args) > spot[1] else None
+        vector = axis_ids(assembly, call.args[0], spot[2])
+        return None if vector is None or type(bound) is not int or not 0 < bound <= len(vector) else vector[:bound]
+    if spot[0] == "pad":  # those of a margin
+        vector = axis_ids(assembly, call.out, spot[2])
+        size = call.args[1][spot[1]] if spot[1] < len(call.args[1]) else 0
+        if vector is None or size <= 0:
             return None
-        return vector[: spot[3]] if spot[0] == "first" else vector[len(vector) - spot[3] :]
+        return vector[len(vector) - size :] if spot[1] % 2 else vector[:size]
     tensors = call.outputs if spot[0] == "out" else call.inputs
     if spot[1] >= len(tensors) or spot[2] >= tensors[spot[1]].dim():
         return None
@@ -282,7 +303,9 @@ def axis_ids(assembly: Assembly, tensor: Tensor, axis: int) -> Ids | None:
 
 def first_problem(attempt: Attempt) -> Problem | None:
     """Run a smaller network on the meta device; return its first step whose shape is not what the trace says."""
-    keep = _half(attempt)
+    if not attempt.runner.is_meta:
+        return None  # its path depends on values, which a smaller network has not yet
+    keep = _fewer(attempt)
     settings = attempt.repairs.settings(attempt.recording.steps, attempt.assembly)
     small = shrunk(attempt.model, attempt.graph, keep, (*attempt.graph.settings, *settings))
     for training in (False, True):
@@ -303,14 +326,18 @@ def first_problem(attempt: Attempt) -> Problem | None:
     return None
 
 
-def _half(attempt: Attempt) -> Keep:
-    """Drop every second bundle of every group."""
+def _fewer(attempt: Attempt) -> Keep:
+    """Drop some bundles of every group, another share of each, so that sizes that were equal come apart."""
     keep = attempt.graph.keep_all()
     layout, prunable = attempt.assembly.traced.layout, attempt.assembly.prunable
+    rng = np.random.default_rng(0)
     for group in attempt.graph.groups:
         bundles = layout.bundle[prunable[group.channels]]
         known = np.unique(bundles)
-        keep[group.channels[np.isin(bundles, known[(len(known) + 1) // 2 :])]] = False
+        if len(known) > 1:
+            least = (len(known) + 1) // 2
+            stay = rng.permutation(known)[: int(rng.integers(least, len(known)))]
+            keep[group.channels[~np.isin(bundles, stay)]] = False
     return keep
 
 

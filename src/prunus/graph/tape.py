@@ -100,6 +100,7 @@ class Tape:
         self.features: list[Marks] = []
         self.unions: list[tuple[Numbers, Numbers]] = []
         self.ties: list[tuple[Tensor, Tensor]] = []
+        self.tied_at: list[tuple[str, str]] = []
         self.marks: list[tuple[Tensor, Marks]] = []
         self.frozen: list[Frozen] = []
         self.modules: list[tuple[str, nn.Module]] = []
@@ -123,7 +124,19 @@ class Tape:
         """Say whether an earlier trace found that the operation at hand must be taken so."""
         return bool(self.hints.taken) and how in self.hints.taken.get((place_of_call(), self.op), ())
 
-    def carrier(self, own: Tensor, axes: Iterable[int] | None = None, *, second: bool = False) -> int:
+    def main_axis(self, own: Tensor, axes: Iterable[int]) -> int:
+        """Return the axis that carries the channels of a field that was just laid out along several.
+
+        It is the longest, or the next longest where that was found to be wrong; in a smaller network, where it may be
+        gone, the wide network's.
+        """
+        key = (self.mode, self.calls, "view", frozenset[int]())
+        ranked = sorted(axes, key=lambda axis: (own.shape[axis], axis))
+        chosen = self.guide.get(key, ranked[-2] if self.hinted("swapped") and len(ranked) > 1 else ranked[-1])
+        self.choices[key] = chosen
+        return chosen
+
+    def carrier(self, own: Tensor, axes: Iterable[int] | None = None) -> int:
         """Return the axis that a field's channels run along: the longest, of equally long ones the last.
 
         In a smaller network, another axis may be longer; it is told by the choices of the wide one.
@@ -134,7 +147,7 @@ class Tape:
         if self.steps and len(ranked) > 1 and (axis := self._known_axis(own, ranked)) is not None:
             return axis
         key = (self.mode, self.calls, self.op, frozenset(ranked))
-        chosen = self.guide.get(key, ranked[-2] if second and len(ranked) > 1 else ranked[-1])
+        chosen = self.guide.get(key, ranked[-1])
         self.choices[key] = chosen
         return chosen
 
@@ -289,6 +302,7 @@ class Tape:
         differ = (a != b) & ~fixed & (a >= 0)
         if bool(differ.any()):
             self.ties.append((a[differ], b[differ]))
+            self.tied_at.append((self.op, str(place_of_call())))
 
     def mark(self, own: Tensor, axis: int) -> None:
         """Say which index along `axis` each label lies at: a piece of its own."""

@@ -86,13 +86,14 @@ def _note_split(tape: Tape, own: Tensor, moved: Tensor, old: set[int], new: set[
     """Say which axes are pieces where channels come to run along more of them, and whether their order changes."""
     before, after = varying(own) & old, varying(moved) & new
     if len(after) > 1 or len(before) > 1:
-        main = tape.carrier(moved, after, second=tape.hinted("swapped")) if len(after) > len(before) else None
+        main = tape.main_axis(moved, after) if len(after) > len(before) else None
         whole, axes = (moved, after) if len(after) >= len(before) else (own, before)
         runs = main if main is not None else tape.carrier(whole, axes)
         tape.reorders = tape.reorders or any(axis > runs for axis in axes)
         if main is not None:
             tape.splits.setdefault((place_of_call(), tape.op), []).append(moved)
-            tape.laid_out(moved, main)
+            if main in after:
+                tape.laid_out(moved, main)
             for axis in after - {main}:
                 tape.pieces(moved, axis)
     sizes = tape.given or []

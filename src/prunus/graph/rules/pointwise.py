@@ -75,7 +75,7 @@ def _even_axes(tape: Tape, operands: Sequence[Tensor], out: Tensor) -> set[int]:
 
 
 @rule(
-    *(aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn, aten.scalar_tensor),
+    *(aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn),
     *(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.empty_strided, aten.new_empty_strided),
 )
 def made(tape: Tape, findings: Findings, call: Call) -> None:
