@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def kept_runs(model: nn.Module, graph: ChannelGraph, keep: Keep) -> dict[str, Ke
             axes = [axis for axis, size in enumerate(wide.shape) if size > 1]
             axis = axes[-1]
             if len(axes) == 1:
-                chosen = match[narrow.reshape(-1)] if narrow.size > 1 else _only(graph, wide, keep)
-                rows[axis] = _places(wide.reshape(-1), chosen)
+                chosen = match[narrow.reshape(-1)] if narrow.size > 1 else np.full(shape[axis], -1)
+                rows[axis] = _places(wide.reshape(-1), _completed(chosen, wide.reshape(-1), graph, keep))
             else:
                 columns = (wide, narrow)
         index = None if columns is None else _columns(*columns, match, rows.get(0), labelled.shape)
@@ -63,11 +64,20 @@ def _pairs(wide: tuple[Ids, ...], narrow: tuple[Ids, ...], name: str) -> list[tu
     return pairs
 
 
-def _only(graph: ChannelGraph, wide: Ids, keep: Keep) -> Ids:
-    """Return the one component that stays along a run which the smaller network does not label, having one index."""
+def _completed(chosen: Ids, run: Ids, graph: ChannelGraph, keep: Keep) -> Ids:
+    """Fill in what the smaller network does not label, an axis of one index: what else stays along the run, in order."""
     assert graph.order is not None
-    run = wide.reshape(-1)
-    return run[keep[graph.order.ids[run]]]
+    missing = np.flatnonzero(chosen < 0)
+    if not len(missing):
+        return chosen
+    left = Counter(run[keep[graph.order.ids[run]]].tolist())
+    left.subtract(chosen[chosen >= 0].tolist())
+    rest = [component for component in run.tolist() if left[component] > 0 and not left.subtract([component])]
+    if len(rest) != len(missing):
+        raise SurgeryError("the smaller network uses other channels than those that stay.")
+    chosen = chosen.copy()
+    chosen[missing] = rest
+    return chosen
 
 
 def _matched(graph: ChannelGraph, keep: Keep, small: Layout) -> Ids:

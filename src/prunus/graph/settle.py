@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from prunus.graph.known import Known
 from prunus.graph.levels import find_levels
 from prunus.graph.running import FunctionMode, LabelMode, Members, meta_copies, named_tensors, real_copies, run, sized
 from prunus.graph.places import Place
-from prunus.graph.sizes import Attempt, Repairs, first_problem
+from prunus.graph.sizes import Attempt, Repairs, first_problem, labels_at
 from prunus.graph.tape import Choices, Hints, Tape
 
 ROUNDS = 100
@@ -88,6 +89,10 @@ class Runner:
                 model, members, copies_of, tape, findings, steps[training], known, training=training, is_meta=is_meta, copies=copies
             )
             found[training] = findings
+        for one, other in itertools.chain(*tape.hints.pairs.values()):
+            ends = [labels_at(tape, steps[spot[0]], spot) for spot in (one, other)]
+            if ends[0] is not None and ends[1] is not None:
+                tape.related(ends[0], ends[1])
         if tape.hints.whole:
             tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({tape.hints.whole[0]})")
         state_of = State(state, members.parameters, frozenset(model.state_dict(keep_vars=True)))
@@ -132,17 +137,27 @@ def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) 
     _refuse(model)
     runner = Runner(args)
     graph, assembly = _settled(model, runner, Hints(), thorough=thorough)
+    for key in [*graph.hints[0].pairs][:SWAPS] if assembly.tied else ():
+        hints = _copied(graph.hints[0])
+        hints.pairs.pop(key, None)
+        graph, assembly = max((graph, assembly), _settled(model, runner, hints, thorough=thorough), key=_channels)
     for key in _doubtful(assembly)[:SWAPS]:
-        hints = Hints({place: set(how) for place, how in graph.hints[0].taken.items()})
+        hints = _copied(graph.hints[0])
         hints.taken.setdefault(key, set()).add("swapped")
-        other, other_assembly = _settled(model, runner, hints, thorough=thorough)
-        if other.channel_count > graph.channel_count:
-            graph, assembly = other, other_assembly
+        graph, assembly = max((graph, assembly), _settled(model, runner, hints, thorough=thorough), key=_channels)
     return graph
 
 
+def _channels(found: tuple[ChannelGraph, Assembly]) -> int:
+    return found[0].channel_count
+
+
+def _copied(hints: Hints) -> Hints:
+    return Hints({place: set(how) for place, how in hints.taken.items()}, dict(hints.pairs), set(hints.modules))
+
+
 SWAPS = 4
-"""How many lines that lay channels out along two axes are tried the other way round, where what they touch stays."""
+"""How many lines of code are tried another way, where what they touch stays whole."""
 
 
 def _settled(model: nn.Module, runner: Runner, hints: Hints, *, thorough: bool) -> tuple[ChannelGraph, Assembly]:

@@ -19,7 +19,7 @@ from prunus.graph.fitting import copied, fit, put
 from prunus.graph.places import Place, place_of_call, place_of_error
 from prunus.graph.running import UNSEEN, FunctionMode, decomposed, on_meta, run
 from prunus.graph.shapes import result_of
-from prunus.graph.tape import Hints, varying
+from prunus.graph.tape import Hints, Spot, Tape, varying
 
 if TYPE_CHECKING:
     from prunus.graph.findings import Call
@@ -99,10 +99,17 @@ class Repairs:
         if self.repair(problem, attempt):
             return
         taken = hints.taken.setdefault((problem.place, call.name), set())
-        for how in ("swapped", "tied", "frozen"):
+        for how in ("equal", "proportional", "swapped", "tied", "frozen"):
             fits = {"swapped": "view" in call.name, "tied": call.name in _STORING}.get(how, True)
             if fits and how not in taken:
                 taken.add(how)
+                place = (problem.place, call.name)
+                known = hints.pairs.pop(place, [])
+                if how in ("equal", "proportional"):
+                    pairs = _related(problem, attempt, how == "equal")
+                    if all(pair in known for pair in pairs):
+                        continue
+                    hints.pairs[place] = pairs
                 self.attempts.clear()
                 self.current.clear()
                 return
@@ -187,6 +194,44 @@ WAYS = 40
 """How many ways to repair one line are tried at most; each runs a smaller network once."""
 
 _STORING = {"aten.split_with_sizes", "aten.slice", "aten.constant_pad_nd", "aten.cat"}
+
+
+def _related(problem: Problem, attempt: Attempt, equal: bool) -> list[tuple[Spot, Spot]]:
+    """Pair the axes of the step that did not fit with those of its module that are as long, or so many times."""
+    steps = attempt.recording.steps[problem.training]
+    own = [(name, module) for name, module in problem.modules if not type(module).__module__.startswith("torch.nn")]
+    scope = own[-1][0] if own else ""
+    found: dict[bytes, tuple[Spot, int]] = {}
+    here: list[tuple[Spot, int]] = []
+    for index, (call, running) in enumerate(steps):
+        if running is None or not (running[0] == scope or running[0].startswith(f"{scope}." if scope else "")):
+            continue
+        for kind, tensors in (("out", call.outputs), ("in", call.inputs)):
+            for number, tensor in enumerate(tensors):
+                for axis in {axis for field in attempt.recording.traced.tape.read(tensor) for axis in varying(field)}:
+                    ids = axis_ids(attempt.assembly, tensor, axis)
+                    if ids is not None and (ids >= 0).all():
+                        spot = (problem.training, index, kind, number, axis)
+                        found.setdefault(ids.tobytes(), (spot, len(ids)))
+                        here += [(spot, len(ids))] if index == problem.index else []
+    return [
+        (spot, other)
+        for spot, size in here
+        for other, length in found.values()
+        if other != spot and (length == size if equal else length % size == 0 or size % length == 0)
+    ]
+
+
+def labels_at(tape: Tape, steps: Steps, spot: Spot) -> Tensor | None:
+    """Return the labels along an axis of a tensor of a step, those of the first of its pieces."""
+    _, index, kind, number, axis = spot
+    if index >= len(steps):
+        return None
+    tensors = steps[index][0].outputs if kind == "out" else steps[index][0].inputs
+    for own in tape.read(tensors[number]) if number < len(tensors) else ():
+        if axis in varying(own):
+            return own.movedim(axis, 0).reshape(own.shape[axis], -1)[:, 0]
+    return None
 
 
 def _freeze_all(problem: Problem, hints: Hints) -> None:

@@ -48,15 +48,20 @@ class Frozen:
     where: str
 
 
+Spot = tuple[bool, int, str, int, int]
+"""A step of one mode's run (training, number), its inputs or outputs, which of these, and an axis."""
+
+
 @dataclass
 class Hints:
     """What earlier traces of the same network taught: how to take an operation that a line of code calls.
 
     ``"frozen"`` keeps what it touches, ``"swapped"`` lets channels run along the other axis of a view, ``"tied"`` lets
-    stored sizes keep their proportions. `modules` are those in which everything is kept; `whole` says why everything must be kept, if it must.
+    stored sizes keep their proportions. `pairs` are axes whose lengths the code takes from one another; `modules` are those in which everything is kept; `whole` says why everything must be kept, if it must.
     """
 
     taken: dict[tuple[Place, str], set[str]] = field(default_factory=dict)
+    pairs: dict[tuple[Place, str], list[tuple[Spot, Spot]]] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
     whole: list[str] = field(default_factory=list)
 
@@ -328,6 +333,13 @@ class Tape:
         for number, part in enumerate(parts):
             self.tie(first, part.reshape(len(part), unit, -1))
             self._mark_part(part, number)
+
+    def related(self, one: Tensor, other: Tensor) -> None:
+        """Say that two runs of labels, (size,) each, keep their proportion: the code takes one length from the other."""
+        unit = gcd(len(one), len(other))
+        first = one.view(unit, -1)[:, :1]
+        self.tie(first, one.view(unit, -1))
+        self.tie(first, other.view(unit, -1))
 
     def separate(self, parts: Sequence[Tensor]) -> None:
         """Say that these pieces, (rows, size) each, may keep any number of channels each."""
