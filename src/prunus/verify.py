@@ -121,7 +121,9 @@ def _compared(
         return verdict(False, float("nan"), reason)
     error = max((_relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
     passed = error <= tolerance
-    return verdict(passed, error, "" if passed else f"outputs differ by {error:.1e} relative, more than {tolerance:.0e}")
+    return verdict(
+        passed, error, "" if passed else f"outputs differ by {error:.1e} relative, more than {tolerance:.0e}"
+    )
 
 
 @contextmanager

@@ -49,7 +49,9 @@ class Traced:
     modules: Mapping[str, nn.Module]
 
     @classmethod
-    def of(cls, modules: Mapping[str, nn.Module], tape: Tape, evaluated: Findings, trained: Findings, state: State) -> Traced:
+    def of(
+        cls, modules: Mapping[str, nn.Module], tape: Tape, evaluated: Findings, trained: Findings, state: State
+    ) -> Traced:
         """Join the labels of a trace."""
         return cls(tape, evaluated, trained, state, layout_of(tape), modules)
 
@@ -88,9 +90,7 @@ class Assembly:
     def graph(self) -> ChannelGraph:
         """Return the channel graph."""
         tape, findings, state = self.traced.tape, self.traced.evaluated, self.traced.state
-        layers = _unique(
-            tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None)
-        )
+        layers = _unique(tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None))
         return ChannelGraph(
             tensors=self._labelled(),
             groups=self._groups(layers),
@@ -188,9 +188,19 @@ class Assembly:
                 weight_name, bias_name, mean, var = (self._name_of(tensor) for tensor in seen.tensors)
                 norm = Norm(weight_name, bias_name, mean, var, seen.eps)
                 break
-        name = weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
+        name = (
+            weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
+        )
         channels = self.ids[use.outputs]
-        return Layer(name or weight, weight, self._name_of(contracted.bias), norm, channels, use.output_axis == 1, contracted.groups)
+        return Layer(
+            name or weight,
+            weight,
+            self._name_of(contracted.bias),
+            norm,
+            channels,
+            use.output_axis == 1,
+            contracted.groups,
+        )
 
     def _name_of(self, tensor: Tensor | None) -> str | None:
         return None if tensor is None else self.names.get(tensor.untyped_storage()._cdata)
@@ -323,7 +333,9 @@ class _Use:
         axes = {a: own for own in fields for a in varying(own) if int(own.max()) >= 0}
         owners = {a: tape.owner(int(own.max())) for a, own in axes.items()}
         if self.weight is None and contracted.computed:
-            self.weight = next((owners[a].tensor or None for a in (contracted.output_axis, contracted.input_axis) if a in owners), None)
+            self.weight = next(
+                (owners[a].tensor or None for a in (contracted.output_axis, contracted.input_axis) if a in owners), None
+            )
         self.input_axis = owners[contracted.input_axis].axis if contracted.input_axis in owners else None
         self.output_axis = owners[contracted.output_axis].axis if contracted.output_axis in owners else 0
 

@@ -49,7 +49,11 @@ def kept_runs(model: nn.Module, graph: ChannelGraph, keep: Keep) -> dict[str, Ke
             else:
                 columns = (wide, narrow)
         index = None if columns is None else _columns(*columns, match, rows.get(0), labelled.shape)
-        found[name] = (shape, {a: r for a, r in rows.items() if len(r) < labelled.shape[a] or (np.diff(r) < 0).any()}, index)
+        found[name] = (
+            shape,
+            {a: r for a, r in rows.items() if len(r) < labelled.shape[a] or (np.diff(r) < 0).any()},
+            index,
+        )
     return found
 
 

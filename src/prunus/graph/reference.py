@@ -51,7 +51,9 @@ class ReferenceMode(TorchDispatchMode):
     def _mask(self, fields: tuple[Ids, ...], tensor: Tensor) -> Any:
         mask = np.ones((1,) * tensor.dim(), np.bool_)
         for field in fields:
-            if field.ndim != tensor.dim() or any(n not in (1, m) for n, m in zip(field.shape, tensor.shape, strict=True)):
+            if field.ndim != tensor.dim() or any(
+                n not in (1, m) for n, m in zip(field.shape, tensor.shape, strict=True)
+            ):
                 raise TraceError("the network runs differently on these inputs than it did when it was traced.")
             mask = mask & self.keep[field]
         return mask

@@ -267,9 +267,7 @@ def meta_copies(members: Members) -> dict[int, Tensor]:
 
 def real_copies(members: Members) -> dict[int, Tensor]:
     """Return, by id, every parameter itself and a copy of every buffer, since training mode writes into these."""
-    return {
-        id(tensor): tensor if isinstance(tensor, nn.Parameter) else tensor.clone() for _, tensor in members.tensors
-    }
+    return {id(tensor): tensor if isinstance(tensor, nn.Parameter) else tensor.clone() for _, tensor in members.tensors}
 
 
 class Members:

@@ -78,7 +78,7 @@ class Runner:
             if id(tensor) not in labelled:
                 labelled.add(id(tensor))
                 count = groups.get(name, 1)
-                tape.label_tensor(name, tensor, count if tensor.dim() > 2 and tensor.shape[0] != count else 1)
+                tape.label_tensor(name, tensor, count if tensor.dim() > 2 and tensor.shape[1] > 1 else 1)
         steps: dict[bool, Steps] = {}
         found = {}
         for training in (False, True):
@@ -86,7 +86,16 @@ class Runner:
             steps[training] = []
             known = Known([call for call, _ in steps[False]], copies) if training and is_meta else None
             self.once(
-                model, members, copies_of, tape, findings, steps[training], known, training=training, is_meta=is_meta, copies=copies
+                model,
+                members,
+                copies_of,
+                tape,
+                findings,
+                steps[training],
+                known,
+                training=training,
+                is_meta=is_meta,
+                copies=copies,
             )
             found[training] = findings
         for one, other in itertools.chain(*tape.hints.pairs.values()):
@@ -140,6 +149,7 @@ def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) 
     for key in [*graph.hints[0].pairs][:SWAPS] if assembly.tied else ():
         hints = _copied(graph.hints[0])
         hints.pairs.pop(key, None)
+        hints.taken.setdefault(key, set()).update(("equal", "proportional"))
         graph, assembly = max((graph, assembly), _settled(model, runner, hints, thorough=thorough), key=_channels)
     for key in _doubtful(assembly)[:SWAPS]:
         hints = _copied(graph.hints[0])

@@ -20,7 +20,10 @@ _UNARY = {
 }
 _BINARY = {getattr(aten, name).Tensor for name in ("add", "mul", "sub", "div")}
 _IN_PLACE = {
-    *(getattr(aten, name).default for name in ("relu_", "hardswish_", "hardsigmoid_", "silu_", "sigmoid_", "hardtanh_")),
+    *(
+        getattr(aten, name).default
+        for name in ("relu_", "hardswish_", "hardsigmoid_", "silu_", "sigmoid_", "hardtanh_")
+    ),
     *(getattr(aten, name).Tensor for name in ("add_", "mul_", "sub_", "div_")),
 }
 

@@ -271,7 +271,9 @@ def _holders(module: nn.Module, size: int) -> list[tuple[str, int | str | None]]
     return found
 
 
-_STORED = frozenset({"normalized_shape", "num_features", "num_groups", "num_channels", "unflattened_size", "padding", "groups"})
+_STORED = frozenset(
+    {"normalized_shape", "num_features", "num_groups", "num_channels", "unflattened_size", "padding", "groups"}
+)
 """The attributes of torch's own modules that count channels, beside those of convolutions and linear layers."""
 
 

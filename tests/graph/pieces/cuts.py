@@ -238,7 +238,7 @@ CUTS: dict[str, Piece] = {
     "split by an attribute (Res2Net)": Piece(Res2Net),
     "ShuffleNetV2 unit": Piece(ShuffleV2, multiple=2),
     "ShuffleNetV1 unit, 2 groups": Piece(ShuffleV1, multiple=2),
-    "ShuffleNetV1 unit, 3 groups": Piece(lambda c, w: ShuffleV1(c, w, groups=3), multiple=3),
+    "ShuffleNetV1 unit, 3 groups": Piece(lambda c, w: ShuffleV1(c, 2 * w, groups=3), multiple=3),
     "cut at an attribute (GhostNet)": Piece(Ghost),
     "split by two attributes (PartialConv)": Piece(PartialSplit, multiple=4),
     "write into a slice (PartialConv)": Piece(PartialSlice, multiple=4),

@@ -138,7 +138,9 @@ LAYOUTS: dict[str, Piece] = {
         lambda c, w: Written(lambda m, x: m.conv(_space_to_depth(m, x)), w, bs=2, conv=conv(4 * c, w)), scale=0.5
     ),
     "space to depth by slices (Focus)": Piece(Focus, scale=0.5),
-    "unfold (involution)": Piece(Involution, multiple=2),
+    "unfold (involution)": Piece(
+        Involution, multiple=2, expected="frozen", notes="what makes kernels has positions, no channels"
+    ),
     "windows, channels last": Piece(
         lambda c, w: Written(
             _windows, w, window=2, mlp=nn.Sequential(nn.Linear(c, 2 * w), nn.GELU(), nn.Linear(2 * w, w))

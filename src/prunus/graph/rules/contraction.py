@@ -200,8 +200,5 @@ def batched_product(tape: Tape, findings: Findings, call: Call) -> None:
     positions = left.shape[0] * left.shape[1] // findings.batch
     consumed = torch.cat([torch.full((1,), -1), *(own.reshape(-1) for own in summed.values())])
     nothing = torch.full((0,), -1)
-    findings.contractions.append(
-        Contracted(right, None, call.out, 2, 1, positions, nothing, consumed, computed=False)
-    )
+    findings.contractions.append(Contracted(right, None, call.out, 2, 1, positions, nothing, consumed, computed=False))
     findings.site(call, [tape.read(left)], [], gathers=False)
-

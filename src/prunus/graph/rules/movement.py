@@ -140,7 +140,11 @@ def cut(tape: Tape, findings: Findings, call: Call) -> None:
     for out, fields in zip(call.outputs, results, strict=True):
         tape.write(out, fields)
         if tape.even(source) and out.dim() == source.dim():
-            positions = call.func(torch.arange(source.shape[axis]).view([-1 if a == axis else 1 for a in range(source.dim())]), *call.args[1:], **call.kwargs)
+            positions = call.func(
+                torch.arange(source.shape[axis]).view([-1 if a == axis else 1 for a in range(source.dim())]),
+                *call.args[1:],
+                **call.kwargs,
+            )
             if isinstance(positions, Tensor):
                 tape.parents[id(out)] = (out, source, {axis: positions.reshape(-1)})
         tape.write_even(out, [a for a in tape.even(source) if out.dim() == source.dim()])

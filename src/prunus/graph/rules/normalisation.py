@@ -26,8 +26,10 @@ def batch_norm(tape: Tape, findings: Findings, call: Call) -> None:
         if tensor is not None:
             labels = tape.along(tensor, 0, call.name)
             if channels is not None or bool((labels >= 0).any()):
-                channels = labels if channels is None and mixed else tape.unite(
-                    _fixed(x.shape[1]) if channels is None else channels, labels, call.name
+                channels = (
+                    labels
+                    if channels is None and mixed
+                    else tape.unite(_fixed(x.shape[1]) if channels is None else channels, labels, call.name)
                 )
     shape = [1] * out.dim()
     shape[1] = x.shape[1]
