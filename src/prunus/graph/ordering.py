@@ -30,8 +30,8 @@ def kept_runs(model: nn.Module, graph: ChannelGraph, keep: Keep) -> dict[str, Ke
         SurgeryError: the smaller network's channels do not run as those that are kept.
     """
     assert graph.order is not None and graph.runner is not None
-    small = shrunk(model, graph, keep, graph.settings)
     runner: Runner = graph.runner
+    small = shrunk(model, graph, keep, graph.settings, is_meta=runner.is_meta)
     traced = runner.record(small, *graph.hints).traced
     match = _matched(graph, keep, traced.layout)
     found: dict[str, Kept] = {}

@@ -49,9 +49,12 @@ class Runner:
     def record(self, model: nn.Module, hints: Hints | None = None, guide: Choices | None = None) -> Recording:
         """Trace the model once, with the choices of a wider one as a guide; fall back to its whole batch, then to real inputs, where it needs them."""
         first: Exception | None = None
+        last: Exception = RuntimeError("it was not run")
         for is_meta, copies in ((True, 2), (True, 1), (False, 2), (False, 1)):
             if (is_meta and not self.is_meta) or copies > self.copies:
                 continue  # an earlier trace of this network has shown that this does not do
+            if guide is not None and (is_meta, copies) != (self.is_meta, self.copies):
+                continue  # a smaller network runs as the wide one did, or not at all
             try:
                 recording = self._record(model, Tape(hints, guide), is_meta, copies)
             except TraceError:

@@ -17,7 +17,7 @@ from prunus.graph.channels import ChannelGraph, Ids, Keep, SizeSetting
 from prunus.graph.findings import tensors_in
 from prunus.graph.fitting import copied, fit, put
 from prunus.graph.places import Place, place_of_call, place_of_error
-from prunus.graph.running import UNSEEN, FunctionMode, decomposed, on_meta, run
+from prunus.graph.running import UNSEEN, FunctionMode, decomposed, named_tensors, on_meta, run
 from prunus.graph.shapes import result_of
 from prunus.graph.tape import Hints, Spot, Tape, varying
 
@@ -350,19 +350,25 @@ def axis_ids(assembly: Assembly, tensor: Tensor, axis: int) -> Ids | None:
 
 def first_problem(attempt: Attempt) -> Problem | None:
     """Run a smaller network on the meta device; return its first step whose shape is not what the trace says."""
-    if not attempt.runner.is_meta:
-        return None  # its path depends on values, which a smaller network has not yet
-    keep = _fewer(attempt)
+    for seed in range(3):  # sizes that are equal once by chance are not thrice
+        problem = _problem(attempt, _fewer(attempt, seed))
+        if problem is not None:
+            return problem
+    return None
+
+
+def _problem(attempt: Attempt, keep: Keep) -> Problem | None:
     settings = attempt.repairs.settings(attempt.recording.steps, attempt.assembly)
-    small = shrunk(attempt.model, attempt.graph, keep, (*attempt.graph.settings, *settings))
+    is_meta = attempt.runner.is_meta
+    small = shrunk(attempt.model, attempt.graph, keep, (*attempt.graph.settings, *settings), is_meta=is_meta)
     for training in (False, True):
         watch = _Watch(attempt, keep, training)
         modules: list[tuple[str, nn.Module]] = []
         watch.modules = modules
-        args = attempt.runner.inputs(training, is_meta=True, copies=attempt.runner.copies)
+        args = attempt.runner.inputs(training, is_meta=is_meta, copies=attempt.runner.copies)
         state = {id(tensor): tensor for tensor in (*small.parameters(), *small.buffers())}
         try:
-            run(small, state, args, (FunctionMode(None, is_meta=True), watch), modules, training=training)
+            run(small, state, args, (FunctionMode(None, is_meta=is_meta), watch), modules, training=training)
         except _Stop:
             pass
         except Exception as error:
@@ -373,23 +379,33 @@ def first_problem(attempt: Attempt) -> Problem | None:
     return None
 
 
-def _fewer(attempt: Attempt) -> Keep:
+def _fewer(attempt: Attempt, seed: int) -> Keep:
     """Drop some bundles of every group, another share of each, so that sizes that were equal come apart."""
     keep = attempt.graph.keep_all()
     layout, prunable = attempt.assembly.traced.layout, attempt.assembly.prunable
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for group in attempt.graph.groups:
         bundles = layout.bundle[prunable[group.channels]]
         known = np.unique(bundles)
         if len(known) > 1:
-            least = (len(known) + 1) // 2
+            least = min(max(2, len(known) // 4), len(known) - 1)
             stay = rng.permutation(known)[: int(rng.integers(least, len(known)))]
             keep[group.channels[~np.isin(bundles, stay)]] = False
     return keep
 
 
-def shrunk(model: nn.Module, graph: ChannelGraph, keep: Keep, settings: Sequence[SizeSetting]) -> nn.Module:
-    """Return a copy of a model on the meta device with only the kept channels' shapes."""
+def shrunk(
+    model: nn.Module, graph: ChannelGraph, keep: Keep, settings: Sequence[SizeSetting], *, is_meta: bool = True
+) -> nn.Module:
+    """Return a copy of a model with only the kept channels' shapes, on the meta device or with values of some."""
+    if not is_meta:
+        made: dict[int, Any] = {}
+        for name, tensor in named_tensors(model):
+            labelled = graph.tensors[name]
+            mask = torch.from_numpy(labelled.keep_mask(keep)).to(tensor.device).expand(tensor.shape)
+            values = tensor.detach()[mask].reshape(labelled.kept_shape(keep))
+            made[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
+        return _resized(model, made, keep, settings)
     shapes = {name: labelled.kept_shape(keep) for name, labelled in graph.tensors.items()}
     return shaped(model, shapes, keep, settings)
 
@@ -406,7 +422,11 @@ def shaped(
         if id(tensor) not in memo:
             empty = torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    small = copied(model, memo)
+    return _resized(model, memo, keep, settings)
+
+
+def _resized(model: nn.Module, tensors: Mapping[int, Any], keep: Keep, settings: Sequence[SizeSetting]) -> nn.Module:
+    small = copied(model, tensors)
     for setting in settings:
         put(small, setting, keep)
     fit(small)
@@ -434,9 +454,12 @@ class _Watch(TorchDispatchMode):
         out = decomposed(self, func, args, kwargs)
         if out is not NotImplemented:
             return out
-        args, kwargs = on_meta(args, dict(kwargs or {}))
+        kwargs = dict(kwargs or {})
         try:
-            out = result_of(func, args, kwargs)
+            out = None
+            if self.attempt.runner.is_meta:
+                args, kwargs = on_meta(args, kwargs)
+                out = result_of(func, args, kwargs)
             if out is None:
                 out = func(*args, **kwargs)
         except Exception as error:

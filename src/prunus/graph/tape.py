@@ -319,6 +319,16 @@ class Tape:
         known = flat >= 0
         self.marks.append((flat[known], np.broadcast_to(marks, own.shape).reshape(-1)[known.numpy()]))
 
+    def unmark(self, labels: Tensor) -> None:
+        """Let labels of one owner no longer be told apart by the blocks that they were numbered in."""
+        flat = labels.reshape(-1)
+        if int(flat.min()) < 0:
+            return
+        owner = self.owner(int(flat[0]))
+        features = self.features[self.owners.index(owner)][flat.numpy() - owner.start]
+        with np.errstate(over="ignore"):
+            self.marks.append((flat, hashed((owner.tensor, owner.axis, "whole")) - features))
+
     def pieces(self, own: Tensor, axis: int) -> None:
         """Say that the indices along `axis` are pieces of which each keeps as many channels as the others."""
         if own.shape[axis] > 1:

@@ -178,13 +178,16 @@ SIZES: dict[str, Piece] = {
     "grouped view by literals": Piece(lambda c, w: GroupedView(c, w, "literals"), expected="frozen"),
     "grouped view by a literal and −1": Piece(lambda c, w: GroupedView(c, w, "literal and rest")),
     "grouped view by a closure's number": Piece(_closure_view, multiple=2, expected="frozen", prunes=False),
-    "asserts its width": Piece(lambda c, w: Written(_asserts, w, channels=c, conv=conv(c, w))),
-    "branches on its width": Piece(_branches_on_width, expected="frozen", prunes=False),
+    "asserts its width": Piece(lambda c, w: Written(_asserts, w, channels=c, conv=conv(c, w)), drawn=False),
+    "branches on its width": Piece(
+        _branches_on_width, expected="frozen", prunes=False, drawn=False, notes="only the proof can tell"
+    ),
     "width as a factor": Piece(
         lambda c, w: Written(lambda m, x: m.conv(x) / math.sqrt(x.shape[1]), w, conv=conv(c, w)),
         expected="frozen",
         prunes=False,
-        notes="the number of channels is a value: another one is another network",
+        drawn=False,
+        notes="the number of channels is a value: another one is another network, as only the proof can tell",
     ),
     "sizes in a dict": Piece(StoredDeep, expected="frozen"),
     "size of the parent": Piece(StoredAbove),

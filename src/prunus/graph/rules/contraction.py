@@ -72,6 +72,7 @@ def _whole_groups(
     for rows in (columns, outputs):
         tape.unite(own.expand_as(rows), rows, use)
     tape.write(weight, [field for field in tape.read(weight) if varying(field) == {0}])
+    tape.unmark(columns)
     if _is_module(tape):
         findings.sizes.append((tape.modules[-1][0], "groups", own.reshape(-1)))
     tape.is_risky = True
@@ -159,11 +160,25 @@ def matrix_product(tape: Tape, findings: Findings, call: Call) -> None:
     bias, x, weight = (None, *call.args[:2]) if call.func.overloadpacket is aten.mm else call.args[:3]
     incoming = tape.along(x, 1, call.name)
     tape.unite(incoming, tape.along(weight, 0, call.name), call.name)
+    columns = [own for own in tape.read(weight) if varying(own) == {1}]
+    if len(columns) > 1 and bias is None:
+        return _kernels(tape, findings, call, columns, incoming)
     outgoing = tape.along(weight, 1, call.name)
     rows = [own for own in tape.read(x) if varying(own) == {0}]
     _produce(tape, findings, call, (weight, bias, 1, 0), outgoing, incoming, x.shape[0] // findings.batch)
     if rows:
         tape.write(call.out, [*rows, *tape.read(call.out)], is_compact=True)
+
+
+def _kernels(tape: Tape, findings: Findings, call: Call, columns: list[Tensor], incoming: Tensor) -> None:
+    """Mix whole kernels, whose filters and input channels lie along one axis: both come out along it."""
+    x, weight = call.args[:2]
+    positions = x.shape[0] // findings.batch
+    findings.contractions.append(
+        Contracted(call.out, None, call.out, 1, 0, positions, torch.full((0,), -1), incoming, computed=False)
+    )
+    tape.write(call.out, columns, is_compact=True)
+    findings.site(call, [tape.read(x)], [], gathers=False)
 
 
 @rule(aten.bmm, aten.baddbmm)
