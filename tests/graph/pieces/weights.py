@@ -187,7 +187,12 @@ WEIGHTS: dict[str, Piece] = {
     "weight times factor and mask": Piece(lambda c, w: alone(EqualisedConv(c, w), w)),
     "conditional convolution": Piece(CondConv, expected="frozen", notes="the experts are a width, too, which may stay"),
     "conditional convolution, 2 groups": Piece(lambda c, w: CondConv(c, w, groups=2), multiple=2, expected="frozen"),
-    "dynamic convolution": Piece(DynamicConv, expected="frozen", notes="a softmax runs over the kernels"),
+    "dynamic convolution": Piece(
+        DynamicConv,
+        expected="frozen",
+        prunes=False,
+        notes="kernels lie along one axis with their input channels, which the trace keeps whole",
+    ),
     "blur, stored kernels, groups by attribute": Piece(
         lambda c, w: Blur(c, w, "stored, groups by attribute"), scale=0.5
     ),
