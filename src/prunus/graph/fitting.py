@@ -79,7 +79,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     kind = type(module)
-    if any(name in vars(base) for base in kind.__mro__[:-1] for name in _COPYING):
+    if any(name in vars(base) for base in kind.__mro__ if base not in (nn.Module, object) for name in _COPYING):
         return copy.deepcopy(module, memo)
     made = kind.__new__(kind)
     memo[id(module)] = made
