@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunus.allocation import allocate
 from prunus.budget import Budget
 from prunus.criteria import Criterion, score
-from prunus.errors import BudgetError, ConfigError, SurgeryError, TraceError, VerificationError
+from prunus.errors import BudgetError, ConfigError, VerificationError
 from prunus.graph.channels import ChannelGraph, ChannelGroup
 from prunus.graph.ignore import keeping, with_outputs, without
 from prunus.graph.trace import Inputs, trace

@@ -32,8 +32,8 @@ class Verification:
     """What the comparison found.
 
     `max_relative_error` is max |pruned − silenced| / max |silenced| over all outputs; NaN if the pruned network did not
-    run. `failure` says why it did not pass. `mixing` names the operations, such as ``"aten.native_layer_norm"``, that take
-    statistics over channels: the reference computes those over the kept channels alone.
+    run. `failure` says why it did not pass. `mixing` names the operations, such as ``"aten.native_layer_norm"``, that
+    take statistics over channels: the reference computes those over the kept channels alone.
     """
 
     passed: bool
@@ -105,7 +105,7 @@ def _compared(
             with mode:
                 reference = _outputs(whole, args)
         except RuntimeError as error:
-            if dtype == torch.float64 and "scalar type" in str(error) or "same dtype" in str(error):
+            if (dtype == torch.float64 and "scalar type" in str(error)) or "same dtype" in str(error):
                 raise _NotSoPrecise from error
             raise
         del whole
@@ -119,10 +119,10 @@ def _compared(
     if [out.shape for out in found] != [out.shape for out in reference]:
         reason = f"its outputs have shapes {[tuple(o.shape) for o in found]}, not {[tuple(o.shape) for o in reference]}"
         return verdict(False, float("nan"), reason)
-    error = max((_relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
-    passed = error <= tolerance
+    largest = max((_relative_error(a, b) for a, b in zip(found, reference, strict=True)), default=0.0)
+    passed = largest <= tolerance
     return verdict(
-        passed, error, "" if passed else f"outputs differ by {error:.1e} relative, more than {tolerance:.0e}"
+        passed, largest, "" if passed else f"outputs differ by {largest:.1e} relative, more than {tolerance:.0e}"
     )
 
 

@@ -167,6 +167,7 @@ KEPT: dict[str, Case] = {
         lambda m, x: torch.cat([m.c(x.split([3, 5], 1)[0]), x.split([3, 5], 1)[1]], 1),
         lambda: {"c": conv(3, 3)},
         reason="its 8 channels are all coupled with one another",
+        op="split_with_sizes",
         sizes={"c": 3},
     ),
     "half of it is not read": kept(lambda m, x: x[:, :4], reason="no layer consumes it", after=4),

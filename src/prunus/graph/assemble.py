@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from prunus.graph.channels import (
@@ -89,7 +90,7 @@ class Assembly:
 
     def graph(self) -> ChannelGraph:
         """Return the channel graph."""
-        tape, findings, state = self.traced.tape, self.traced.evaluated, self.traced.state
+        tape, findings = self.traced.tape, self.traced.evaluated
         layers = _unique(tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None))
         return ChannelGraph(
             tensors=self._labelled(),
@@ -149,7 +150,7 @@ class Assembly:
             reasons.setdefault(c, unmade)
         return reasons
 
-    def _spread_reasons(self, stays: Ids) -> None:
+    def _spread_reasons(self, stays: npt.NDArray[np.bool_]) -> None:
         """Let what counts together with something that stays stay for the same reason."""
         bundle = self.traced.layout.bundle
         first: dict[int, Frozen] = {}

@@ -46,7 +46,8 @@ class Contracted:
     """A weight that met an activation: its tensor, what comes out and goes in, and the positions per example.
 
     `outgoing` are the labels of the result's channels, (C_out,), `incoming` those that are consumed, `output_axis` and
-    `input_axis` the weight's axes for them. `computed` allows the weight to be computed from a parameter; a product of two activations has no weight at all.
+    `input_axis` the weight's axes for them. `computed` allows the weight to be computed from a parameter; a product of
+    two activations has no weight at all.
     """
 
     weight: Tensor
@@ -66,7 +67,6 @@ class Normalised:
     """A BatchNorm: what it read, its tensors and ε."""
 
     source: Tensor
-    result: Tensor
     tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
     eps: float
 

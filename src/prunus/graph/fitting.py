@@ -24,14 +24,17 @@ def fit(model: nn.Module) -> None:
 
 def _weight_shape(module: nn.Module) -> torch.Size:
     """Return the shape of a layer's weight, without computing it where it is computed: that may change the module."""
-    if module._parameters.get("weight") is not None:
-        return module._parameters["weight"].shape
-    if "weight_v" in module._parameters:
-        return module._parameters["weight_v"].shape
+    for name in ("weight", "weight_v"):
+        held = module._parameters.get(name)
+        if held is not None:
+            return held.shape
     kept = getattr(module, "parametrizations", {})
     if "weight" in kept:
-        sources = [tensor for name, tensor in kept["weight"].named_parameters() if name.startswith("original")]
+        sources: list[Tensor] = [
+            tensor for name, tensor in kept["weight"].named_parameters() if name.startswith("original")
+        ]
         return max(sources, key=lambda tensor: tensor.numel()).shape
+    assert isinstance(module.weight, Tensor)
     return module.weight.shape
 
 
@@ -69,7 +72,7 @@ _COPYING = ("__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__sl
 def copied(model: nn.Module, tensors: Mapping[int, Any]) -> nn.Module:
     """Return a deep copy of a model with other tensors in the place of its own, by id; the rest is copied too."""
     memo: dict[int, Any] = {**plain_tensors(model), **tensors}
-    made = _copied(model, memo)
+    made: nn.Module = _copied(model, memo)
     return made
 
 

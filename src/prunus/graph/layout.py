@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+
 from prunus.graph.tape import Tape, scrambled
 
 Numbers = npt.NDArray[np.int64]
@@ -17,14 +18,12 @@ Numbers = npt.NDArray[np.int64]
 class Layout:
     """Labels joined into *components*, the coupled channels, and these into *bundles*, which count together.
 
-    `component` and `bundle` are numbers by label and by component, `first` the first label of each component, and
-    `signature` says what a component runs through: two with the same can take each other's place.
+    `component` and `bundle` are numbers by label and by component, and `signature` says what a component runs through: two with the same can take each other's place.
     """
 
     component: Numbers
     bundle: Numbers
     signature: npt.NDArray[np.uint64]
-    first: Numbers
 
     @property
     def count(self) -> int:
@@ -43,9 +42,7 @@ def layout_of(tape: Tape) -> Layout:
         np.add.at(signature, component, np.concatenate(tape.features))
     for labels, marks in tape.marks:
         np.add.at(signature, component[labels.numpy()], marks)
-    first = np.zeros(count, np.int64)
-    first[component[::-1]] = np.arange(len(component))[::-1]
-    return Layout(component, bundle, signature, first)
+    return Layout(component, bundle, signature)
 
 
 def bundle_signatures(layout: Layout) -> npt.NDArray[np.uint64]:

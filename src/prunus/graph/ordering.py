@@ -69,7 +69,7 @@ def _pairs(wide: tuple[Ids, ...], narrow: tuple[Ids, ...], name: str) -> list[tu
 
 
 def _completed(chosen: Ids, run: Ids, graph: ChannelGraph, keep: Keep) -> Ids:
-    """Fill in what the smaller network does not label, an axis of one index: what else stays along the run, in order."""
+    """Fill in, in order, what else stays along a run: the smaller network does not label an axis of one index."""
     assert graph.order is not None
     missing = np.flatnonzero(chosen < 0)
     if not len(missing):
@@ -116,7 +116,7 @@ def _places(run: Ids, chosen: Ids) -> Ids:
     group = np.zeros(len(chosen), np.int64)
     group[first] = first
     repeats[order] = np.arange(len(chosen)) - np.maximum.accumulate(group)
-    places = by_component[np.minimum(starts + repeats, len(run) - 1)]
+    places: Ids = by_component[np.minimum(starts + repeats, len(run) - 1)]
     if not np.array_equal(run[places], chosen):
         raise SurgeryError("the smaller network uses a channel more often than the original does.")
     return places

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -161,7 +161,7 @@ def run(
     training: bool,
     members: Members | None = None,
 ) -> Any:
-    """Run the model once in one mode with others for its tensors, by id, and give it back its modes and random state."""
+    """Run the model once in one mode, `state` for its tensors by id; give it back its modes and random state."""
     members = members or Members(model)
     with _restored(members, training, state), _module_stack(members, modules), plainly():
         stack = [mode.__enter__() for mode in modes]
@@ -201,7 +201,7 @@ def attention_by_products() -> Iterator[None]:
 
 @contextmanager
 def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
-    """Put every module in one mode and `state` in the place of its tensors; give all of it back, and what forward set."""
+    """Put every module in one mode, `state` in the place of its tensors; undo both, and what forward set."""
     before = [(module, dict(vars(module))) for module in members.modules.values()]
     held_inside = [
         (value, copy.copy(value))
@@ -209,7 +209,7 @@ def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> 
         for name, value in attributes.items()
         if name[0] != "_" and isinstance(value, (list, dict, set))
     ]
-    holders = [held for module, _ in before for held in (module._parameters, module._buffers)]
+    holders: list[dict[str, Any]] = [held for module, _ in before for held in (module._parameters, module._buffers)]
     tensors = [(held, dict(held)) for held in holders]
     generator, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
@@ -225,9 +225,9 @@ def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> 
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
-        for value, old in held_inside:
+        for value, inside in held_inside:
             value.clear()
-            value.extend(old) if isinstance(value, list) else value.update(old)
+            value.extend(inside) if isinstance(value, list) else value.update(inside)
         torch.set_rng_state(generator)
         random.setstate(python)
         np.random.set_state(numpy)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from prunus.errors import TraceError
@@ -17,8 +18,8 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.known import Known
 from prunus.graph.levels import find_levels
-from prunus.graph.running import FunctionMode, LabelMode, Members, meta_copies, named_tensors, real_copies, run, sized
 from prunus.graph.places import Place
+from prunus.graph.running import FunctionMode, LabelMode, Members, meta_copies, named_tensors, real_copies, run, sized
 from prunus.graph.sizes import Attempt, Repairs, first_problem, labels_at
 from prunus.graph.tape import Choices, Hints, Tape
 
@@ -30,11 +31,10 @@ Steps = list[tuple[Call, tuple[str, nn.Module] | None]]
 
 @dataclasses.dataclass
 class Recording:
-    """A trace with the steps of both modes, and what the model was run on."""
+    """A trace with the steps of both modes."""
 
     traced: Traced
     steps: dict[bool, Steps]
-    is_meta: bool
 
 
 class Runner:
@@ -47,7 +47,10 @@ class Runner:
         self.copies = 2
 
     def record(self, model: nn.Module, hints: Hints | None = None, guide: Choices | None = None) -> Recording:
-        """Trace the model once, with the choices of a wider one as a guide; fall back to its whole batch, then to real inputs, where it needs them."""
+        """Trace the model once, with the choices of a wider one as a guide.
+
+        Where it needs them, it gets its own batch in training too, then real inputs.
+        """
         first: Exception | None = None
         last: Exception = RuntimeError("it was not run")
         for is_meta, copies in ((True, 2), (True, 1), (False, 2), (False, 1)):
@@ -109,7 +112,7 @@ class Runner:
             tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({tape.hints.whole[0]})")
         state_of = State(state, members.parameters, frozenset(model.state_dict(keep_vars=True)))
         traced = Traced.of(members.modules, tape, found[False], found[True], state_of)
-        return Recording(traced, steps, is_meta)
+        return Recording(traced, steps)
 
     def once(
         self,
@@ -139,7 +142,7 @@ class Runner:
         tape.freeze_tensors(outputs, "it is an output of the model")
 
     def inputs(self, training: bool, *, is_meta: bool, copies: int) -> list[Any]:
-        """Return the arguments for one run: twice the batch in training, where BatchNorm refuses one value a channel."""
+        """Return the arguments for one run, in training `copies` times the batch: BatchNorm refuses single values."""
         count = (copies if training else 1) * self.old
         return [sized(arg, count, self.old, is_meta=is_meta) for arg in self.args]
 
@@ -178,7 +181,7 @@ def _settled(model: nn.Module, runner: Runner, hints: Hints, *, thorough: bool) 
     problem = None
     for _ in range(ROUNDS):
         recording = runner.record(model, hints)
-        assembly = find_levels(model, runner, recording, Assembly(recording.traced, {}), repairs, hints)
+        assembly = find_levels(model, runner, recording, Assembly(recording.traced), repairs, hints)
         graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
         if not (thorough or recording.traced.tape.is_risky) or not graph.groups:
             return graph, assembly
@@ -235,11 +238,12 @@ def _refuse(model: nn.Module) -> None:
     compiled = [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
     if compiled:
         raise TraceError(
-            f"{f'{compiled[0]} in this module' if compiled[0] else 'this module'} was compiled; give what was compiled, "
-            f"{'.'.join(filter(None, ('model', compiled[0])))}._orig_mod, and compile the pruned network again."
+            f"{f'{compiled[0]} in this module' if compiled[0] else 'this module'} was compiled; give what was "
+            f"compiled, {'.'.join(filter(None, ('model', compiled[0])))}._orig_mod, and compile the pruned "
+            "network again."
         )
-    for name, _ in named_tensors(model):
-        if isinstance(_, nn.parameter.UninitializedTensorMixin):
+    for name, tensor in named_tensors(model):
+        if is_lazy(tensor):
             raise TraceError(f"{name} has no shape yet; run the model once on real inputs before it is pruned.")
 
 

@@ -117,7 +117,6 @@ class Repairs:
 
     def repair(self, problem: Problem, attempt: Attempt) -> bool:
         """Set the next stored number, or numbers, that the step that did not fit may have its size from."""
-        steps = attempt.recording.steps[problem.training]
         key = (problem.training, problem.index)
         if key not in self.attempts:
             self.attempts[key] = iter(self._ways(problem, attempt))
@@ -199,8 +198,8 @@ _STORING = {"aten.split_with_sizes", "aten.slice", "aten.constant_pad_nd", "aten
 def _related(problem: Problem, attempt: Attempt, equal: bool) -> list[tuple[Spot, Spot]]:
     """Pair the axes of the step that did not fit with those of its module that are as long, or so many times."""
     steps = attempt.recording.steps[problem.training]
-    own = [(name, module) for name, module in problem.modules if not type(module).__module__.startswith("torch.nn")]
-    scope = own[-1][0] if own else ""
+    users = [name for name, module in problem.modules if not type(module).__module__.startswith("torch.nn")]
+    scope = users[-1] if users else ""
     found: dict[bytes, tuple[Spot, int]] = {}
     here: list[tuple[Spot, int]] = []
     for index, (call, running) in enumerate(steps):
@@ -208,7 +207,7 @@ def _related(problem: Problem, attempt: Attempt, equal: bool) -> list[tuple[Spot
             continue
         for kind, tensors in (("out", call.outputs), ("in", call.inputs)):
             for number, tensor in enumerate(tensors):
-                for axis in {axis for field in attempt.recording.traced.tape.read(tensor) for axis in varying(field)}:
+                for axis in {axis for own in attempt.recording.traced.tape.read(tensor) for axis in varying(own)}:
                     ids = axis_ids(attempt.assembly, tensor, axis)
                     if ids is not None and (ids >= 0).all():
                         spot = (problem.training, index, kind, number, axis)
@@ -278,7 +277,7 @@ _STORED = frozenset(
 
 
 def _held(module: nn.Module, attribute: str, index: int | str | None) -> int | None:
-    value = getattr(module, attribute, None)
+    value: Any = getattr(module, attribute, None)
     try:
         value = value if index is None else value[index]
     except (KeyError, IndexError, TypeError):
@@ -308,7 +307,6 @@ def _spots(call: Call, recording: Recording) -> list[tuple[tuple[Any, ...], int]
 
 def _part(call: Call, spot: tuple[Any, ...], assembly: Assembly) -> Ids | None:
     """Return the channel ids that a spot of a step counts, −1 for what always stays."""
-    tape = assembly.traced.tape
     if spot[0] == "bound":  # the channels before it
         bound = call.args[spot[1]] if len(call.args) > spot[1] else None
         vector = axis_ids(assembly, call.args[0], spot[2])
@@ -322,7 +320,6 @@ def _part(call: Call, spot: tuple[Any, ...], assembly: Assembly) -> Ids | None:
     tensors = call.outputs if spot[0] == "out" else call.inputs
     if spot[1] >= len(tensors) or spot[2] >= tensors[spot[1]].dim():
         return None
-    del tape
     return axis_ids(assembly, tensors[spot[1]], spot[2])
 
 
@@ -336,7 +333,7 @@ def axis_ids(assembly: Assembly, tensor: Tensor, axis: int) -> Ids | None:
         if axis not in varying(own):
             continue
         vector = own.movedim(axis, 0).reshape(own.shape[axis], -1)[:, 0].numpy()
-        ids = assembly.ids[vector]
+        ids: Ids = assembly.ids[vector]
         if len(varying(own)) > 1:
             known = vector[vector >= 0]
             bundles = layout.bundle[layout.component[known]]

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import gcd
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -57,7 +58,8 @@ class Hints:
     """What earlier traces of the same network taught: how to take an operation that a line of code calls.
 
     ``"frozen"`` keeps what it touches, ``"swapped"`` lets channels run along the other axis of a view, ``"tied"`` lets
-    stored sizes keep their proportions. `pairs` are axes whose lengths the code takes from one another; `modules` are those in which everything is kept; `whole` says why everything must be kept, if it must.
+    stored sizes keep their proportions. `pairs` are axes whose lengths the code takes from one another; `modules` are
+    those in which everything is kept; `whole` says why everything must be kept, if it must.
     """
 
     taken: dict[tuple[Place, str], set[str]] = field(default_factory=dict)
@@ -253,9 +255,9 @@ class Tape:
             self.uniform[id(tensor)] = (tensor, self.uniform[id(twin)][1])
 
     def along(self, tensor: Tensor, axis: int, use: str) -> Tensor:
-        """Return the labels along one axis, (size,), −1 for none; those of a field that varies elsewhere too are united.
+        """Return the labels along one axis, (size,), −1 for none.
 
-        What varies along other axes alone is left as it is.
+        Those of a field that varies elsewhere too are united; what varies along other axes alone is left as it is.
         """
         axis %= tensor.dim()
         labels: Tensor | None = None
@@ -336,7 +338,7 @@ class Tape:
             self.mark(own, axis)
 
     def unequal(self, parts: Sequence[Tensor]) -> None:
-        """Say that these pieces, (rows, size) each, keep their proportions: so many of one for so many of the others."""
+        """Say that these pieces, (rows, size) each, keep their proportions: so many of one for so many of another."""
         unit = gcd(*(part.shape[1] for part in parts))
         self.is_risky = True
         first = parts[0].reshape(len(parts[0]), unit, -1)[:, :, :1]
@@ -345,7 +347,7 @@ class Tape:
             self._mark_part(part, number)
 
     def related(self, one: Tensor, other: Tensor) -> None:
-        """Say that two runs of labels, (size,) each, keep their proportion: the code takes one length from the other."""
+        """Say that two runs of labels, (size,) each, keep their proportion, as the code takes one from the other."""
         unit = gcd(len(one), len(other))
         first = one.view(unit, -1)[:, :1]
         self.tie(first, one.view(unit, -1))

@@ -172,7 +172,7 @@ def matrix_product(tape: Tape, findings: Findings, call: Call) -> None:
 
 def _kernels(tape: Tape, findings: Findings, call: Call, columns: list[Tensor], incoming: Tensor) -> None:
     """Mix whole kernels, whose filters and input channels lie along one axis: both come out along it."""
-    x, weight = call.args[:2]
+    x = call.args[0]
     positions = x.shape[0] // findings.batch
     findings.contractions.append(
         Contracted(call.out, None, call.out, 1, 0, positions, torch.full((0,), -1), incoming, computed=False)

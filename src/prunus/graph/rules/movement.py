@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -217,8 +215,7 @@ def cat(tape: Tape, findings: Findings, call: Call) -> None:
                 flat = tape.collapse(own, axis, call.name)
                 joined[number] = flat.view([-1 if a == axis else 1 for a in range(own.dim())])
             elif axis in varying(own):
-                for other in varying(own) - {axis}:
-                    tape.is_risky = other >= 0
+                tape.is_risky = True
                 across = merge(tape, across, _without(tape, own, axis, call.name), call.name)
             else:
                 refuse_fixed(tape, own, pieces, call.out.dim(), call.name)
@@ -244,7 +241,7 @@ def _without(tape: Tape, own: Tensor, axis: int, use: str) -> Tensor:
 
 @rule(aten.stack)
 def stack(tape: Tape, findings: Findings, call: Call) -> None:
-    """A new axis of pieces: channels at equal positions count alike, and are the same once they are summed."""
+    """Make a new axis of pieces: channels at equal positions count alike, and are the same once they are summed."""
     pieces, axis = call.args[0], call.arg(1, "dim", 0) % call.out.dim()
     axes = sorted({a for piece in pieces for own in tape.read(piece) for a in varying(own)})
     fields = []
