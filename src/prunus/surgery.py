@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from prunus.errors import SurgeryError
 from prunus.graph.channels import ChannelGraph, Keep, LabelledTensor
 from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS, copied, fit, put
+from prunus.graph.members import named_tensors
 from prunus.graph.ordering import kept_runs
-from prunus.graph.running import named_tensors
 from prunus.plan import PruningPlan
 
 Sizes = int | list[int] | dict[str, int]

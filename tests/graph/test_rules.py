@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prunus.errors import SurgeryError, TraceError
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.findings import Call, Findings
+from prunus.graph.numbering import label_tensor
 from prunus.graph.rules import RULES, apply, pointwise, rule
 from prunus.graph.rules.table import Rule
 from prunus.graph.tape import Tape
@@ -114,8 +115,8 @@ def said(name: str) -> object:
 def fused_norm() -> object:
     """What is said about the channels of a call that only CUDA makes."""
     tape, x, weight = Tape(), torch.empty(2, 4, 8), torch.empty(8)
-    tape.label_tensor("x", x)
-    tape.label_tensor("weight", weight)
+    label_tensor(tape, "x", x)
+    label_tensor(tape, "weight", weight)
     out = (torch.empty(2, 4, 8), torch.empty(2, 4, 1))
     findings = Findings()
     tape.op = "aten._fused_rms_norm"

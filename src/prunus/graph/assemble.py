@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from prunus.graph.channels import (
     Activation,
@@ -24,37 +24,9 @@ from prunus.graph.channels import (
     Site,
     SizeSetting,
 )
-from prunus.graph.findings import Contracted, Findings
-from prunus.graph.layout import Layout, bundle_signatures, layout_of
-from prunus.graph.tape import Fields, Frozen, Tape, varying
-
-
-@dataclass(frozen=True)
-class State:
-    """The network's tensors by name, and which of the names are parameters and which are saved."""
-
-    tensors: Mapping[str, Tensor]
-    parameters: frozenset[str]
-    saved: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A finished trace: its labels, what was found in both modes, and how they hang together."""
-
-    tape: Tape
-    evaluated: Findings
-    trained: Findings
-    state: State
-    layout: Layout
-    modules: Mapping[str, nn.Module]
-
-    @classmethod
-    def of(
-        cls, modules: Mapping[str, nn.Module], tape: Tape, evaluated: Findings, trained: Findings, state: State
-    ) -> Traced:
-        """Join the labels of a trace."""
-        return cls(tape, evaluated, trained, state, layout_of(tape), modules)
+from prunus.graph.labels import Fields, Frozen, varying
+from prunus.graph.layout import bundle_signatures
+from prunus.graph.uses import Traced, Use, runs_of, storage_names
 
 
 class Assembly:
@@ -65,10 +37,10 @@ class Assembly:
         self.levels = dict(levels or {})
         tape, layout = traced.tape, traced.layout
         self.modules = traced.modules
-        self.names = _storage_names(traced.state.tensors)
-        self.uses = [_Use(tape, found, self.names) for found in traced.evaluated.contractions]
+        self.names = storage_names(traced.state.tensors)
+        self.uses = [Use(tape, found, self.names) for found in traced.evaluated.contractions]
         known = {use.weight for use in self.uses}
-        more = [_Use(tape, found, self.names) for found in traced.trained.contractions]
+        more = [Use(tape, found, self.names) for found in traced.trained.contractions]
         self.trained_uses = [use for use in more if use.weight not in known]
         self.reasons = self._reasons()
         self.tied = self._tied_whole()
@@ -177,10 +149,10 @@ class Assembly:
         layout, tape = self.traced.layout, self.traced.tape
         for (labels, _), (op, where) in zip(tape.ties, tape.tied_at, strict=True):
             if (layout.bundle[layout.component[labels.numpy()]] == bundle).any():
-                return Frozen(torch_full(0), reason, op, where)
+                return _because(reason, op, where)
         return _because(reason)
 
-    def _layer(self, use: _Use) -> Layer:
+    def _layer(self, use: Use) -> Layer:
         """Describe one contraction as a layer: its tensors, and the BatchNorm that reads it directly."""
         contracted, weight = use.contracted, str(use.weight)
         norm = None
@@ -310,54 +282,9 @@ class Assembly:
         return Order(runs_of(self.traced), self.traced.layout.signature, self.id_of_component)
 
 
-def runs_of(traced: Traced) -> dict[str, tuple[Ids, ...]]:
-    """Return the component numbers along every tensor's axes, as fields."""
-    component = np.append(traced.layout.component, -1)
-    return {
-        name: tuple(component[own.numpy()] for own in traced.tape.read(tensor))
-        for name, tensor in traced.state.tensors.items()
-    }
-
-
-class _Use:
-    """One contraction, its weight found among the state dict's tensors, its labels as index arrays."""
-
-    def __init__(self, tape: Tape, contracted: Contracted, names: Mapping[int, str]) -> None:
-        weight = contracted.weight
-        self.contracted = contracted
-        self.outputs = contracted.outgoing.numpy()
-        self.output_labels = self.outputs[self.outputs >= 0]
-        inputs = contracted.incoming.numpy()
-        self.input_labels = inputs[inputs >= 0]
-        self.weight = names.get(weight.untyped_storage()._cdata)
-        fields = sorted(tape.read(weight), key=lambda own: -len(varying(own)))  # those along one axis alone count
-        axes = {a: own for own in fields for a in varying(own) if int(own.max()) >= 0}
-        owners = {a: tape.owner(int(own.max())) for a, own in axes.items()}
-        if self.weight is None and contracted.computed:
-            self.weight = next(
-                (owners[a].tensor or None for a in (contracted.output_axis, contracted.input_axis) if a in owners), None
-            )
-        self.input_axis = owners[contracted.input_axis].axis if contracted.input_axis in owners else None
-        self.output_axis = owners[contracted.output_axis].axis if contracted.output_axis in owners else 0
-
-
-def _storage_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
-    """Map a tensor's storage, which its views share, to its first state-dict name."""
-    names: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        names.setdefault(tensor.untyped_storage()._cdata, name)
-    return names
-
-
-def torch_full(size: int) -> Tensor:
-    """Return labels that are none, (size,)."""
-    import torch
-
-    return torch.full((size,), -1)
-
-
-def _because(reason: str) -> Frozen:
-    return Frozen(torch_full(0), reason, "", "")
+def _because(reason: str, op: str = "", where: str = "") -> Frozen:
+    """Return a reason that concerns no labels of its own."""
+    return Frozen(torch.full((0,), -1), reason, op, where)
 
 
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

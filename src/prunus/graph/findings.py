@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
-from prunus.graph.tape import Fields
+from prunus.graph.labels import Fields
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call
-from prunus.graph.tape import Fields, Tape
+from prunus.graph.labels import Fields
+from prunus.graph.tape import Tape
 
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
 

@@ -9,16 +9,16 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from prunus.graph.tape import Tape, scrambled
-
-Numbers = npt.NDArray[np.int64]
+from prunus.graph.labels import Numbers, scrambled
+from prunus.graph.tape import Tape
 
 
 @dataclass(frozen=True)
 class Layout:
     """Labels joined into *components*, the coupled channels, and these into *bundles*, which count together.
 
-    `component` and `bundle` are numbers by label and by component, and `signature` says what a component runs through: two with the same can take each other's place.
+    `component` and `bundle` are numbers by label and by component, and `signature` says what a component runs
+    through: two with the same can take each other's place.
     """
 
     component: Numbers

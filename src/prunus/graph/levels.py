@@ -10,12 +10,12 @@ import numpy as np
 from torch import nn
 
 from prunus.graph.assemble import Assembly
+from prunus.graph.labels import Hints
 from prunus.graph.sizes import shaped
-from prunus.graph.tape import Hints
 
 if TYPE_CHECKING:
+    from prunus.graph.repairs import Repairs
     from prunus.graph.settle import Recording, Runner
-    from prunus.graph.sizes import Repairs
 
 STEPS = 16
 """How many widths are tried at most."""

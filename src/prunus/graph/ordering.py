@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import SurgeryError
-from prunus.graph.assemble import runs_of
 from prunus.graph.channels import ChannelGraph, Ids, Keep
 from prunus.graph.layout import Layout
 from prunus.graph.settle import Runner
 from prunus.graph.sizes import shrunk
+from prunus.graph.uses import runs_of
 
 Kept = tuple[tuple[int, ...], dict[int, Ids], Tensor | None]
 """What stays of a tensor: its shape, the indices along single axes, and those along axis 1, row by row."""
@@ -130,6 +129,3 @@ def _columns(wide: Ids, narrow: Ids, match: Ids, rows: Ids | None, shape: tuple[
     small = np.broadcast_to(small, (len(kept), small.shape[1]))
     found = [_places(own, match[other]) for own, other in zip(kept, small, strict=True)]
     return torch.from_numpy(np.stack(found))
-
-
-__all__: list[Any] = ["Kept", "kept_runs"]

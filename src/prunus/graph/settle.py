@@ -13,15 +13,21 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from prunus.errors import TraceError
-from prunus.graph.assemble import Assembly, State, Traced
+from prunus.graph.assemble import Assembly
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.known import Known
+from prunus.graph.labels import Choices, Hints
 from prunus.graph.levels import find_levels
+from prunus.graph.members import Members, meta_copies, named_tensors, real_copies
+from prunus.graph.numbering import label_all
 from prunus.graph.places import Place
-from prunus.graph.running import FunctionMode, LabelMode, Members, meta_copies, named_tensors, real_copies, run, sized
-from prunus.graph.sizes import Attempt, Repairs, first_problem, labels_at
-from prunus.graph.tape import Choices, Hints, Tape
+from prunus.graph.repairs import Repairs
+from prunus.graph.running import FunctionMode, LabelMode, run, sized
+from prunus.graph.sizes import Attempt, first_problem
+from prunus.graph.spots import labels_at
+from prunus.graph.tape import Tape
+from prunus.graph.uses import State, Traced
 
 ROUNDS = 100
 """How often a network is traced anew at most before everything that is still in doubt is kept whole."""
@@ -74,17 +80,7 @@ class Runner:
         members = Members(model)
         copies_of = meta_copies(members) if is_meta else real_copies(members)
         state = {name: copies_of[id(tensor)] for name, tensor in members.tensors}
-        groups = {
-            f"{name}.weight" if name else "weight": module.groups
-            for name, module in members.modules.items()
-            if isinstance(module, nn.modules.conv._ConvNd)
-        }
-        labelled: set[int] = set()
-        for name, tensor in state.items():
-            if id(tensor) not in labelled:
-                labelled.add(id(tensor))
-                count = groups.get(name, 1)
-                tape.label_tensor(name, tensor, count if tensor.dim() > 2 and tensor.shape[1] > 1 else 1)
+        label_all(tape, members, state)
         steps: dict[bool, Steps] = {}
         found = {}
         for training in (False, True):

@@ -12,88 +12,26 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from math import gcd
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from prunus.graph.labels import (
+    Choices,
+    Fields,
+    Frozen,
+    Hints,
+    Marks,
+    Numbers,
+    Owner,
+    compact,
+    hashed,
+    scrambled,
+    varying,
+)
 from prunus.graph.places import Place, place_of_call
-
-Fields = tuple[Tensor, ...]
-Numbers = npt.NDArray[np.int64]
-Marks = npt.NDArray[np.uint64]
-Choices = dict[tuple[str, int, str, frozenset[int]], int]
-"""Which axis carries the channels, by mode, call, occasion and the axes that vary."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A run of labels and the state-dict tensor and axis that they number; no tensor for channels made by padding."""
-
-    tensor: str
-    axis: int
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Labels that must stay, why, and where that was found."""
-
-    labels: Tensor
-    reason: str
-    op: str
-    where: str
-
-
-Spot = tuple[bool, int, str, int, int]
-"""A step of one mode's run (training, number), its inputs or outputs, which of these, and an axis."""
-
-
-@dataclass
-class Hints:
-    """What earlier traces of the same network taught: how to take an operation that a line of code calls.
-
-    ``"frozen"`` keeps what it touches, ``"swapped"`` lets channels run along the other axis of a view, ``"tied"`` lets
-    stored sizes keep their proportions. `pairs` are axes whose lengths the code takes from one another; `modules` are
-    those in which everything is kept; `whole` says why everything must be kept, if it must.
-    """
-
-    taken: dict[tuple[Place, str], set[str]] = field(default_factory=dict)
-    pairs: dict[tuple[Place, str], list[tuple[Spot, Spot]]] = field(default_factory=dict)
-    modules: set[str] = field(default_factory=set)
-    whole: list[str] = field(default_factory=list)
-
-
-def compact(field: Tensor) -> Tensor:
-    """Return the field with size 1 along every axis on which it does not vary."""
-    for axis, size in enumerate(field.shape):
-        if size > 1:
-            first = field.narrow(axis, 0, 1)
-            if field.stride(axis) == 0 or bool((field == first).all()):
-                field = first
-    return field
-
-
-def varying(field: Tensor) -> set[int]:
-    """Return the axes along which a compact field varies."""
-    return {axis for axis, size in enumerate(field.shape) if size > 1}
-
-
-def scrambled(values: Marks) -> Marks:
-    """Spread 64-bit numbers, so that sums of them tell sets apart (the finaliser of SplitMix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
-
-
-def hashed(key: object) -> np.uint64:
-    """Return a 64-bit number for a key, the same all through one process."""
-    return np.uint64(hash(key) & 0xFFFFFFFFFFFFFFFF)
 
 
 class Tape:
@@ -199,28 +137,6 @@ class Tape:
     def label_count(self) -> int:
         """Number of labels given out."""
         return self._next
-
-    def label_tensor(self, name: str, tensor: Tensor, groups: int = 1) -> None:
-        """Give every index of every axis of a parameter or buffer a label of its own.
-
-        The weight of a grouped convolution has a label for every input channel of every group: its input field varies
-        along both axes.
-        """
-        fields = []
-        for axis, size in enumerate(tensor.shape):
-            if size > 1:
-                shape = [1] * tensor.dim()
-                if axis == 1 and groups > 1:
-                    rows = tensor.shape[0] // groups
-                    labels = self.new_labels(name, axis, groups * size, groups).view(groups, size)
-                    shape[:2] = [tensor.shape[0], size]
-                    fields.append(labels.repeat_interleave(rows, 0).view(shape))
-                    self.columns.append((int(labels[0, 0]), int(labels[-1, -1]) + 1))
-                    self.steps.append((*self.columns[-1], 1))
-                else:
-                    shape[axis] = size
-                    fields.append(self.new_labels(name, axis, size).view(shape))
-        self.write(tensor, fields, is_compact=True)
 
     def read(self, tensor: object) -> Fields:
         """Return the fields that a tensor carries; none for one that the trace has not seen."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 
 from prunus.graph.findings import Call, Findings
-from prunus.graph.rules import contraction, movement, normalisation, spatial
+from prunus.graph.rules import contraction, joining, movement, normalisation, spatial
 from prunus.graph.rules.mixing import mixes
 from prunus.graph.rules.pointwise import pointwise
 from prunus.graph.rules.table import NONLINEARITIES, RULES, rule
 from prunus.graph.tape import Tape
 
-FAMILIES = (contraction, movement, normalisation, spatial)  # importing them fills the table
+FAMILIES = (contraction, joining, movement, normalisation, spatial)  # importing them fills the table
 
 __all__ = ["NONLINEARITIES", "RULES", "apply", "mixes", "pointwise", "rule"]
 

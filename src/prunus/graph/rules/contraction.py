@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call, Contracted, Findings
+from prunus.graph.labels import varying
 from prunus.graph.rules.mixing import mixes
 from prunus.graph.rules.pointwise import merge
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape, varying
+from prunus.graph.tape import Tape
 
 
 @rule(aten.convolution)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
-from prunus.graph.tape import Fields, Tape, varying
+from prunus.graph.labels import Fields, varying
+from prunus.graph.tape import Tape
 
 
 def mixes(tape: Tape, findings: Findings, call: Call, results: Sequence[Fields]) -> None:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call, Findings, Normalised
+from prunus.graph.labels import varying
 from prunus.graph.rules.mixing import mixes
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape, varying
+from prunus.graph.tape import Tape
 
 
 @rule(aten.native_batch_norm, aten._native_batch_norm_legit)

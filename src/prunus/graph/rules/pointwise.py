@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
+from prunus.graph.labels import varying
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape, varying
+from prunus.graph.tape import Tape
 
 FILLS = {aten.bernoulli_, aten.uniform_, aten.normal_, aten.fill_, aten.zero_}
 LIKES = {aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from prunus.graph.findings import Call, Findings
+from prunus.graph.labels import varying
 from prunus.graph.rules.mixing import mixes, reduced
 from prunus.graph.rules.table import aten, rule
-from prunus.graph.tape import Tape, varying
+from prunus.graph.tape import Tape
 
 _POOLS = (
     *(aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool2d, aten.avg_pool3d),
