@@ -37,7 +37,7 @@ def find_levels(
     levels: dict[int, list[dict[int, int]]] = {bundle: [_counts(assembly, bundle)] for bundle in tied}
     for step in range(STEPS - 1, 0, -1):
         widths = {b: unit * step // STEPS for b, unit in tied.items() if unit * step // STEPS >= 1}
-        found = _try(model, runner, assembly, widths, {b: tied[b] for b in widths}, repairs, recording, hints)
+        found = _try(model, runner, assembly, widths, {b: tied[b] for b in widths}, repairs, hints)
         for bundle, counts in found.items():
             above = levels[bundle][0]
             rising = all(counts[s] <= above[s] for s in counts) and sum(counts.values()) > 0
@@ -74,7 +74,6 @@ def _try(
     widths: dict[int, int],
     units: dict[int, int],
     repairs: Repairs,
-    recording: Recording,
     hints: Hints,
 ) -> dict[int, dict[int, int]]:
     """Trace the network with these bundles narrower; return how many components of each signature it has."""

@@ -39,7 +39,7 @@ def kept_runs(model: nn.Module, graph: ChannelGraph, keep: Keep) -> dict[str, Ke
         shape = labelled.kept_shape(keep)
         rows: dict[int, Ids] = {}
         columns = None
-        for wide, narrow in _pairs(graph.order.runs[name], small_runs[name], name):
+        for wide, narrow in _pairs(graph.order.runs[name], small_runs[name]):
             axes = [axis for axis, size in enumerate(wide.shape) if size > 1]
             axis = axes[-1]
             if len(axes) == 1:
@@ -56,7 +56,7 @@ def kept_runs(model: nn.Module, graph: ChannelGraph, keep: Keep) -> dict[str, Ke
     return found
 
 
-def _pairs(wide: tuple[Ids, ...], narrow: tuple[Ids, ...], name: str) -> list[tuple[Ids, Ids]]:
+def _pairs(wide: tuple[Ids, ...], narrow: tuple[Ids, ...]) -> list[tuple[Ids, Ids]]:
     """Match the fields of a tensor in the two networks by the axes that they vary along."""
     by_axes = {tuple(a for a, n in enumerate(own.shape) if n > 1): own for own in narrow}
     pairs: list[tuple[Ids, Ids]] = []

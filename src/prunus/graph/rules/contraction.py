@@ -54,7 +54,7 @@ def _is_module(tape: Tape) -> bool:
 def _grouped(tape: Tape, findings: Findings, call: Call, incoming: Tensor, groups: int) -> Tensor:
     """Let every group keep as many input channels as the others, and as many output channels."""
     weight = call.args[1]
-    outgoing = _only_rows(tape, weight, call.name)
+    outgoing = _only_rows(tape, weight)
     inputs, outputs = incoming.view(groups, -1), outgoing.view(groups, -1)
     columns = _columns(tape, weight, groups, call.name)
     if bool((inputs >= 0).all()) and bool((inputs == inputs[:, :1]).all()):
@@ -80,7 +80,7 @@ def _whole_groups(
     return own.expand_as(outputs).reshape(-1)
 
 
-def _only_rows(tape: Tape, weight: Tensor, use: str) -> Tensor:
+def _only_rows(tape: Tape, weight: Tensor) -> Tensor:
     """Return the labels along a grouped weight's output axis, leaving out its input field, which varies there too."""
     for own in tape.read(weight):
         if varying(own) == {0}:
@@ -109,7 +109,7 @@ def _transposed(tape: Tape, call: Call, incoming: Tensor, groups: int) -> Tensor
     if groups == 1:
         tape.unite(incoming, tape.along(weight, 0, call.name), call.name)
         return tape.along(weight, 1, call.name)
-    incoming = tape.unite(incoming, _only_rows(tape, weight, call.name), call.name)
+    incoming = tape.unite(incoming, _only_rows(tape, weight), call.name)
     if groups < len(incoming):
         columns = _columns(tape, weight, groups, call.name)
         for pieces in (incoming.view(groups, -1), columns):

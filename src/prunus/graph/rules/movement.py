@@ -130,7 +130,7 @@ def cut(tape: Tape, findings: Findings, call: Call) -> None:
     results: list[list[Tensor]] = [[] for _ in call.outputs]
     for own in tape.read(source):
         if axis in varying(own) and any(tuple(out.shape) != tuple(source.shape) for out in call.outputs):
-            _note_cut(tape, findings, call, own, axis)
+            _note_cut(tape, call, own, axis)
         full = own.expand([n if a == axis or own.shape[a] > 1 else 1 for a, n in enumerate(source.shape)])
         parts = call.func(full, *call.args[1:], **call.kwargs)
         for result, part in zip(results, [parts] if isinstance(parts, Tensor) else parts, strict=True):
@@ -148,13 +148,12 @@ def cut(tape: Tape, findings: Findings, call: Call) -> None:
         tape.write_even(out, [a for a in tape.even(source) if out.dim() == source.dim()])
 
 
-def _note_cut(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int) -> None:
+def _note_cut(tape: Tape, call: Call, own: Tensor, axis: int) -> None:
     """Say how the pieces of one field count together."""
     tape.is_risky = True
     if varying(own) != {axis} and tape.carrier(own) != axis:
         return  # it takes some of a fixed number of pieces
-    selecting = call.func.overloadpacket in (aten.select, aten.unbind)
-    if selecting:
+    if call.func.overloadpacket in (aten.select, aten.unbind):
         tape.freeze(own, f"{call.name} cuts it at a fixed position")
         return
     length = own.shape[axis]
@@ -169,10 +168,7 @@ def _note_cut(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int
         parts.append((~taken).nonzero().reshape(-1))
     rows = own.movedim(axis, -1).reshape(-1, length)
     labels = [rows[:, part] for part in parts if len(part) and bool((rows[:, part] >= 0).any())]
-    if len(labels) == 1:  # the others have a fixed size
-        tape.separate(labels)
-        return
-    if _stored(tape, call, length):
+    if len(labels) == 1 or _stored(tape, call, length):  # the only one with channels, or of a size of its own
         tape.separate(labels)
     else:
         tape.unequal(labels)

@@ -128,18 +128,16 @@ def constant_pad(tape: Tape, findings: Findings, call: Call) -> None:
             continue
         for number, own in enumerate(fields):
             if axis in varying(own):
-                fields[number] = _padded(tape, findings, call, own, axis, pair)
+                fields[number] = _padded(tape, call, own, axis, pair)
     tape.write(out, fields)
 
 
-def _padded(tape: Tape, findings: Findings, call: Call, own: Tensor, axis: int, pair: tuple[int, int]) -> Tensor:
+def _padded(tape: Tape, call: Call, own: Tensor, axis: int, pair: tuple[int, int]) -> Tensor:
     """Put margins beside a field: channels of their own, or positions that stay where their number is found fixed."""
     tape.is_risky = True
-    if min(pair) >= 0 and varying(own) != {axis}:
-        pads = [p if own.dim() - 1 - i // 2 == axis else 0 for i, p in enumerate(call.args[1])]
-        return torch.nn.functional.pad(own, pads, value=-1)
     if min(pair) < 0:
         tape.freeze(own, f"{call.name} cuts or pads it by a fixed number")
+    if min(pair) < 0 or varying(own) != {axis}:
         pads = [p if own.dim() - 1 - i // 2 == axis else 0 for i, p in enumerate(call.args[1])]
         return torch.nn.functional.pad(own, pads, value=-1)
     fixed = tape.hinted("tied")
