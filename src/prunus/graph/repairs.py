@@ -130,7 +130,7 @@ class Repairs:
             part = part_at(call, spot, attempt.assembly)
             if part is None or (part < 0).all():
                 continue
-            for _, module in problem.modules[:-4:-1]:
+            for module in _candidates_near(problem):
                 for attribute, index in _holders(module, size):
                     repair = Repair(type(module), attribute, index, call.name, spot)
                     found.setdefault((type(module), attribute, index, part.tobytes()), repair)
@@ -174,10 +174,17 @@ def _freeze_all(problem: Problem, hints: Hints) -> None:
     hints.whole.append(problem.error)
 
 
+def _candidates_near(problem: Problem) -> list[nn.Module]:
+    """Return the three innermost modules that were running, and the children of the innermost."""
+    modules = [module for _, module in problem.modules[:-4:-1]]
+    return [*modules, *modules[0].children()] if modules else []
+
+
 def _near(running: tuple[str, nn.Module], assembly: Assembly) -> list[tuple[str, nn.Module]]:
-    """Return the module that runs and those that hold it, innermost first."""
+    """Return the module that runs, its children, and those that hold it, innermost first."""
     name, module = running
-    found = [(name, module)]
+    prefix = f"{name}." if name else ""
+    found = [(name, module), *((prefix + child, part) for child, part in module.named_children())]
     while name:
         name = name.rpartition(".")[0]
         found.append((name, assembly.modules[name]))
