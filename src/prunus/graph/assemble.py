@@ -24,6 +24,7 @@ from prunus.graph.channels import (
     Site,
     SizeSetting,
 )
+from prunus.graph.findings import Sited
 from prunus.graph.labels import Fields, Frozen, varying
 from prunus.graph.layout import bundle_signatures
 from prunus.graph.uses import Traced, Use, runs_of, storage_names
@@ -79,7 +80,9 @@ class Assembly:
                 for module, attribute, labels in {s[:2]: s for s in findings.sizes}.values()
             ),
             sites=tuple(
-                Site(s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results))
+                Site(
+                    s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results), self._runs(s)
+                )
                 for s in findings.sites
             ),
             order=self._order() if tape.reorders else None,
@@ -94,6 +97,13 @@ class Assembly:
         found = (self.ids[own.numpy()] for own in fields)
         return tuple(own for own in found if (own >= 0).any())
 
+    def _runs(self, site: Sited) -> tuple[tuple[int, ...], ...]:
+        """Return the axes that the channels of a site's fields run along, of those that `fields` returns."""
+        return tuple(
+            tuple(run for own, run in zip(fields, runs, strict=True) if (self.ids[own.numpy()] >= 0).any())
+            for fields, runs in zip((*site.operands, *site.results), site.runs, strict=bool(site.runs))
+        )
+
     def _reasons(self) -> dict[int, Frozen]:
         """Map each component that must stay to the first reason that was given for it."""
         component = self.traced.layout.component
@@ -101,6 +111,8 @@ class Assembly:
         for frozen in self.traced.tape.frozen:
             for c in np.unique(component[frozen.labels.numpy()]).tolist():
                 reasons.setdefault(c, frozen)
+        for c, op in self._out_of_order().items():
+            reasons.setdefault(c, _because("a smaller network may have its channels in another order", op))
         everything = [*self.uses, *self.trained_uses]
         produced = np.zeros(self.traced.layout.count, np.bool_)
         consumed = produced.copy()
@@ -121,6 +133,28 @@ class Assembly:
         for c in np.flatnonzero(~produced).tolist():
             reasons.setdefault(c, unmade)
         return reasons
+
+    def _out_of_order(self) -> dict[int, str]:
+        """Map the components that an operation takes in an order which a smaller network may not have to its name.
+
+        Where channels are moved about, only those that run through the same places, and come in the order in which
+        they are produced, stay in order among themselves.
+        """
+        found: dict[int, str] = {}
+        layout = self.traced.layout
+        for findings in (self.traced.evaluated, self.traced.trained) if self.traced.tape.reorders else ():
+            for site in findings.sites:
+                for own in site.operands[0] if site.ordered is not None else ():
+                    axis = site.ordered
+                    if axis not in varying(own):
+                        continue
+                    for run in own.movedim(axis, -1).reshape(-1, own.shape[axis]).numpy():
+                        components = layout.component[run[run >= 0]]
+                        kinds = layout.signature[components]
+                        new = kinds[1:] != kinds[:-1]
+                        if 1 + int(new.sum()) > len(np.unique(kinds)) or (~new & (np.diff(components) < 0)).any():
+                            found.update(dict.fromkeys(components.tolist(), site.op))
+        return found
 
     def _spread_reasons(self, stays: npt.NDArray[np.bool_]) -> None:
         """Let what counts together with something that stays stay for the same reason."""

@@ -172,7 +172,8 @@ class Site:
     """What the proof does at the k-th call of an operation in one forward pass; fields of channel ids, by tensor.
 
     At a site that `gathers`, the operation is computed over the kept channels alone; at another, the removed channels
-    of the operand are silenced.
+    of the operand are silenced. `runs` holds, for the operands and then the results of a site that gathers, the axis
+    that each field's channels run along.
     """
 
     op: str
@@ -180,6 +181,7 @@ class Site:
     gathers: bool
     operands: tuple[tuple[Ids, ...], ...]
     results: tuple[tuple[Ids, ...], ...]
+    runs: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ class Sited:
     """The k-th call of an operation in one forward pass, and the labels that its operands and results carry.
 
     What a proof must do there: `gathers` computes over the kept channels alone (a norm's statistics); otherwise the
-    removed channels of the first operand are silenced (a contraction).
+    removed channels of the first operand are silenced (a contraction). `ordered` is the axis of the first operand along
+    which the order of what is gathered matters, if it does (a sum so far). `runs` are, by operand and then by result, the
+    axes that their fields' channels run along; empty where nothing is gathered.
     """
 
     op: str
@@ -84,6 +86,8 @@ class Sited:
     gathers: bool
     operands: tuple[Fields, ...]
     results: tuple[Fields, ...]
+    ordered: int | None = None
+    runs: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass
@@ -102,10 +106,19 @@ class Findings:
     sizes: list[tuple[str, str, Tensor]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def site(self, call: Call, operands: list[Fields], results: list[Fields], *, gathers: bool) -> None:
+    def site(
+        self,
+        call: Call,
+        operands: list[Fields],
+        results: list[Fields],
+        *,
+        gathers: bool,
+        ordered: int | None = None,
+        runs: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
         """Note what a proof must do at this call."""
         index = self.counts[call.name] - 1
-        self.sites.append(Sited(call.name, index, gathers, tuple(operands), tuple(results)))
+        self.sites.append(Sited(call.name, index, gathers, tuple(operands), tuple(results), ordered, runs))
 
 
 def tensors_in(value: object) -> list[Tensor]:

@@ -63,28 +63,29 @@ class ReferenceMode(TorchDispatchMode):
         if not any(bool((~self.keep[own]).any()) for fields in site.operands for own in fields):
             return func(*args, **kwargs)
         self.mixing.append(site.op)
-        operands = iter(site.operands)
-        args = _mapped(args, lambda tensor: self._taken(tensor, next(operands)))
+        operands = iter(zip(site.operands, site.runs, strict=False))
+        args = _mapped(args, lambda tensor: self._taken(tensor, *next(operands)))
         args = _resized(site.op, list(args))
         out = func(*args, **kwargs)
         results = [
-            self._put_back(result, fields)
-            for result, fields in zip(tensors_in(out), (*site.results, *[()] * 9), strict=False)
+            self._put_back(result, fields, runs)
+            for result, fields, runs in zip(tensors_in(out), site.results, site.runs[len(site.operands) :], strict=True)
         ]
         return results[0] if isinstance(out, Tensor) else type(out)(results)
 
-    def _taken(self, tensor: Tensor, fields: tuple[Ids, ...]) -> Tensor:
-        """Return what stays of an operand."""
+    def _taken(self, tensor: Tensor, fields: tuple[Ids, ...], runs: tuple[int, ...]) -> Tensor:
+        """Return what stays of an operand, whose fields' channels run along these axes."""
         self._mask(fields, tensor)
-        several = [self.keep[own] for own in fields if sum(size > 1 for size in own.shape) > 1]
+        pairs = list(zip(fields, runs, strict=True))
+        several = [(self.keep[own], run) for own, run in pairs if sum(size > 1 for size in own.shape) > 1]
         for field in fields:
             axes = [axis for axis, size in enumerate(field.shape) if size > 1]
             if len(axes) == 1:
                 places = np.flatnonzero(self.keep[field])
                 tensor = tensor.index_select(axes[0], torch.from_numpy(places).to(tensor.device))
-                several = [k.take(places, axes[0]) if k.shape[axes[0]] > 1 else k for k in several]
-        for kept in several:
-            shape, run = list(tensor.shape), _carrier(kept)
+                several = [(k.take(places, axes[0]) if k.shape[axes[0]] > 1 else k, run) for k, run in several]
+        for kept, known in several:
+            shape, run = list(tensor.shape), _carrier(kept, known)
             shape[run] = int(kept.sum()) // (kept.size // kept.shape[run])
             mask = torch.from_numpy(np.broadcast_to(kept, tensor.shape).copy()).to(tensor.device)
             order = [a for a in range(tensor.dim()) if a != run] + [run]
@@ -92,19 +93,19 @@ class ReferenceMode(TorchDispatchMode):
             tensor = moved.permute([order.index(a) for a in range(tensor.dim())])
         return tensor
 
-    def _put_back(self, tensor: Tensor, fields: tuple[Ids, ...]) -> Tensor:
+    def _put_back(self, tensor: Tensor, fields: tuple[Ids, ...], runs: tuple[int, ...]) -> Tensor:
         if not fields:
             return tensor
         shape = list(tensor.shape)
         mask = np.ones((1,) * tensor.dim(), np.bool_)
         several = []
-        for field in fields:
+        for field, run in zip(fields, runs, strict=True):
             axes = [axis for axis, size in enumerate(field.shape) if size > 1]
             for axis in axes:
                 shape[axis] = field.shape[axis]
             mask = mask & self.keep[field]
-            several += [self.keep[field]] if len(axes) > 1 else []
-        run = _carrier(several[0]) if several else 0
+            several += [(self.keep[field], run)] if len(axes) > 1 else []
+        run = _carrier(*several[0]) if several else 0
         full = tensor.new_ones(shape)  # what went is used by nothing; zeros might be divided by
         order = [a for a in range(tensor.dim()) if a != run] + [run]
         flags = torch.from_numpy(np.broadcast_to(mask, shape).copy()).to(tensor.device)
@@ -112,12 +113,12 @@ class ReferenceMode(TorchDispatchMode):
         return full
 
 
-def _carrier(kept: Any) -> int:
-    """Return the axis that is shortened: along the others every index keeps as many."""
+def _carrier(kept: Any, known: int) -> int:
+    """Return the axis that is shortened: along the others every index keeps as many; the known one where it can be."""
     axes = [axis for axis, size in enumerate(kept.shape) if size > 1]
     if len(axes) == 1:
         return int(axes[0])
-    for axis in sorted(axes, key=lambda a: (-kept.shape[a], -a)):
+    for axis in sorted(axes, key=lambda a: (a != known, -kept.shape[a], -a)):
         counts = kept.sum(axis=axis)
         if (counts == counts.flat[0]).all():
             return int(axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class Repairs:
                 place = (problem.place, call.name)
                 known = hints.pairs.pop(place, [])
                 if how in ("equal", "proportional"):
-                    pairs = related(problem, attempt, how == "equal")
+                    pairs = [pair for p in _everywhere(problem, attempt) for pair in related(p, attempt, how == "equal")]
                     if all(pair in known for pair in pairs):
                         continue
                     hints.pairs[place] = pairs
@@ -163,6 +164,19 @@ WAYS = 40
 
 
 _STORING = {"aten.split_with_sizes", "aten.slice", "aten.constant_pad_nd", "aten.cat"}
+
+
+def _everywhere(problem: Problem, attempt: Attempt) -> list[Problem]:
+    """Return the problem at the like steps of all modules of the class that was running."""
+    steps = attempt.recording.steps[problem.training]
+    call, running = steps[problem.index]
+    if running is None or not problem.modules or problem.modules[-1][0] != running[0]:
+        return [problem]
+    return [
+        problem if index == problem.index else dataclasses.replace(problem, index=index, modules=(module,))
+        for index, (other, module) in enumerate(steps)
+        if other.name == call.name and module is not None and type(module[1]) is type(running[1])
+    ]
 
 
 def _freeze_all(problem: Problem, hints: Hints) -> None:

@@ -128,7 +128,8 @@ def _over_channels(tape: Tape, findings: Findings, call: Call) -> None:
     same = x.shape[2:] == call.out.shape[2:]
     if not same:
         tape.freeze_tensors([x], f"{call.name} runs over channels and changes their number")
-    mixes(tape, findings, call, [tape.read(x) if same else ()])
+    axis = next(a for own in tape.read(x) for a in varying(own) if a > 1)
+    mixes(tape, findings, call, [tape.read(x) if same else ()], ordered=axis)
 
 
 def _produce(

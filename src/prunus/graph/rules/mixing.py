@@ -11,12 +11,19 @@ from prunus.graph.labels import Fields, varying
 from prunus.graph.tape import Tape
 
 
-def mixes(tape: Tape, findings: Findings, call: Call, results: Sequence[Fields]) -> None:
-    """Write the results of an operation that computes over channels, and note it for the proof."""
+def mixes(
+    tape: Tape, findings: Findings, call: Call, results: Sequence[Fields], *, ordered: int | None = None
+) -> None:
+    """Write the results of an operation that computes over channels, and note it for the proof.
+
+    `ordered` is the axis along which it matters which channel comes after which, if it does.
+    """
     for out, fields in zip(call.outputs, results, strict=False):
         tape.write(out, fields)
     operands = [tape.read(tensor) for tensor in call.inputs]
-    findings.site(call, operands, [tape.read(out) for out in call.outputs], gathers=True)
+    outcomes = [tape.read(out) for out in call.outputs]
+    runs = tuple(tuple(tape.carrier(own) for own in fields) for fields in (*operands, *outcomes))
+    findings.site(call, operands, outcomes, gathers=True, ordered=ordered, runs=runs)
 
 
 def reduced(tape: Tape, own: Tensor, dims: set[int], use: str) -> Tensor | None:

@@ -112,7 +112,8 @@ def over_one_axis(tape: Tape, findings: Findings, call: Call) -> None:
             over = over or axis in varying(own)
             fields.append(own)
     if over:
-        mixes(tape, findings, call, [tuple(fields)])
+        ordered = axis if call.func.overloadpacket is aten.cumsum else None
+        mixes(tape, findings, call, [tuple(fields)], ordered=ordered)
     else:
         tape.write(call.out, fields, is_compact=True)
 
