@@ -60,6 +60,7 @@ class Assembly:
         self.ids = np.full(len(layout.component) + 1, -1, np.int64)  # by label; the last entry answers label −1
         self.ids[:-1] = self.id_of_component[layout.component]
         self.prunable = prunable
+        self._seen: dict[int, tuple[Tensor, Ids | None]] = {}
 
     def graph(self) -> ChannelGraph:
         """Return the channel graph."""
@@ -80,9 +81,7 @@ class Assembly:
                 for module, attribute, labels in {s[:2]: s for s in findings.sizes}.values()
             ),
             sites=tuple(
-                Site(
-                    s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results), self._runs(s)
-                )
+                Site(s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results), self._runs(s))
                 for s in findings.sites
             ),
             order=self._order() if tape.reorders else None,
@@ -94,13 +93,21 @@ class Assembly:
 
     def fields(self, fields: Fields) -> tuple[Ids, ...]:
         """Return fields of ids for the fields of one tensor; those that are always kept are left out."""
-        found = (self.ids[own.numpy()] for own in fields)
-        return tuple(own for own in found if (own >= 0).any())
+        found = [self._ids_of(own) for own in fields]
+        return tuple(ids for ids in found if ids is not None)
+
+    def _ids_of(self, own: Tensor) -> Ids | None:
+        """Return the channel ids of a field, which many tensors may carry; None where none varies."""
+        entry = self._seen.get(id(own))
+        if entry is None:
+            ids = self.ids[own.numpy()]
+            entry = self._seen[id(own)] = (own, ids if ids.max() >= 0 else None)
+        return entry[1]
 
     def _runs(self, site: Sited) -> tuple[tuple[int, ...], ...]:
         """Return the axes that the channels of a site's fields run along, of those that `fields` returns."""
         return tuple(
-            tuple(run for own, run in zip(fields, runs, strict=True) if (self.ids[own.numpy()] >= 0).any())
+            tuple(run for own, run in zip(fields, runs, strict=True) if self._ids_of(own) is not None)
             for fields, runs in zip((*site.operands, *site.results), site.runs, strict=bool(site.runs))
         )
 

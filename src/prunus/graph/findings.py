@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -24,14 +25,14 @@ class Call:
     @property
     def name(self) -> str:
         """The operation's name, e.g. ``aten.relu``."""
-        return str(self.func.overloadpacket)
+        return name_of(self.func)
 
-    @property
+    @cached_property
     def inputs(self) -> list[Tensor]:
         """Every tensor among the arguments, in order."""
         return tensors_in((self.args, tuple(self.kwargs.values())))
 
-    @property
+    @cached_property
     def outputs(self) -> list[Tensor]:
         """Every tensor of the result."""
         return tensors_in(self.out)
@@ -77,8 +78,8 @@ class Sited:
 
     What a proof must do there: `gathers` computes over the kept channels alone (a norm's statistics); otherwise the
     removed channels of the first operand are silenced (a contraction). `ordered` is the axis of the first operand along
-    which the order of what is gathered matters, if it does (a sum so far). `runs` are, by operand and then by result, the
-    axes that their fields' channels run along; empty where nothing is gathered.
+    which the order of what is gathered matters, if it does (a sum so far). `runs` are, by operand and then by result,
+    the axes that their fields' channels run along; empty where nothing is gathered.
     """
 
     op: str
@@ -121,10 +122,27 @@ class Findings:
         self.sites.append(Sited(call.name, index, gathers, tuple(operands), tuple(results), ordered, runs))
 
 
+_NAMES: dict[OpOverload[Any, Any], str] = {}
+
+
+def name_of(func: OpOverload[Any, Any]) -> str:
+    """Return an operation's name, e.g. ``aten.relu``."""
+    name = _NAMES.get(func)
+    if name is None:
+        name = _NAMES[func] = str(func.overloadpacket)
+    return name
+
+
 def tensors_in(value: object) -> list[Tensor]:
     """Return every tensor inside nested lists and tuples."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: object, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
+        found.append(value)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _collect(item, found)

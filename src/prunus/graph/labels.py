@@ -19,12 +19,16 @@ Choices = dict[tuple[str, int, str, frozenset[int]], int]
 
 @dataclass(frozen=True)
 class Owner:
-    """A run of labels and the state-dict tensor and axis that they number; no tensor for channels made by padding."""
+    """A run of labels and the state-dict tensor and axis that they number; no tensor for channels made by padding.
+
+    Where they were numbered in `blocks`, each of these is told apart from the others.
+    """
 
     tensor: str
     axis: int
     start: int
     size: int
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,13 @@ def compact(field: Tensor) -> Tensor:
     """Return the field with size 1 along every axis on which it does not vary."""
     for axis, size in enumerate(field.shape):
         if size > 1:
-            first = field.narrow(axis, 0, 1)
-            if field.stride(axis) == 0 or bool((field == first).all()):
-                field = first
+            if field.stride(axis) == 0:
+                field = field.narrow(axis, 0, 1)
+                continue
+            values = field.numpy()
+            first = values[(0,) * axis]  # the first of everything before this axis, along it
+            if first[0].flat[0] == first[1].flat[0] and (values == values.take([0], axis)).all():
+                field = field.narrow(axis, 0, 1)
     return field
 
 

@@ -36,10 +36,9 @@ def layout_of(tape: Tape) -> Layout:
     component = _connected(tape.label_count, tape.unions)
     count = int(component.max()) + 1 if len(component) else 0
     ties = [(component[a.numpy()], component[b.numpy()]) for a, b in tape.ties]
-    bundle = _connected(count, ties)
+    bundle = _connected(count, ties) if ties else np.arange(count)
     signature = np.zeros(count, np.uint64)
-    if tape.features:
-        np.add.at(signature, component, np.concatenate(tape.features))
+    np.add.at(signature, component, tape.features())
     for labels, marks in tape.marks:
         np.add.at(signature, component[labels.numpy()], marks)
     return Layout(component, bundle, signature)

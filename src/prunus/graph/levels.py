@@ -14,8 +14,8 @@ from prunus.graph.labels import Hints
 from prunus.graph.sizes import shaped
 
 if TYPE_CHECKING:
+    from prunus.graph.recording import Recording, Runner
     from prunus.graph.repairs import Repairs
-    from prunus.graph.settle import Recording, Runner
 
 STEPS = 16
 """How many widths are tried at most."""

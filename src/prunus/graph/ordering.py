@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunus.errors import SurgeryError
 from prunus.graph.channels import ChannelGraph, Ids, Keep
 from prunus.graph.layout import Layout
-from prunus.graph.settle import Runner
+from prunus.graph.recording import Runner
 from prunus.graph.sizes import shrunk
 from prunus.graph.uses import runs_of
 

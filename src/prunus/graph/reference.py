@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import TraceError
 from prunus.graph.channels import ChannelGraph, Ids, Keep, Site
-from prunus.graph.findings import tensors_in
-from prunus.graph.running import decomposed
+from prunus.graph.findings import name_of, tensors_in
+from prunus.graph.running import DispatchMode, decomposed
 
 _OPERANDS = {"aten.addmm": 1, "aten.baddbmm": 1}
 
 
-class ReferenceMode(TorchDispatchMode):
+class ReferenceMode(DispatchMode):
     """Silences removed channels where a layer consumes them, and computes statistics over the kept ones alone."""
 
     def __init__(self, graph: ChannelGraph, keep: Keep) -> None:
@@ -33,7 +32,7 @@ class ReferenceMode(TorchDispatchMode):
         out = decomposed(self, func, args, kwargs)
         if out is not NotImplemented:
             return out
-        name = str(func.overloadpacket)
+        name = name_of(func)
         site = self.sites.get((name, self.counts[name]))
         self.counts[name] += 1
         if site is None:

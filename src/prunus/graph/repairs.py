@@ -17,7 +17,7 @@ from prunus.graph.spots import part_at, related, spots_of
 if TYPE_CHECKING:
     from prunus.graph.assemble import Assembly
     from prunus.graph.findings import Call
-    from prunus.graph.settle import Steps
+    from prunus.graph.recording import Steps
     from prunus.graph.sizes import Attempt, Problem
 
 
@@ -76,7 +76,9 @@ class Repairs:
                 place = (problem.place, call.name)
                 known = hints.pairs.pop(place, [])
                 if how in ("equal", "proportional"):
-                    pairs = [pair for p in _everywhere(problem, attempt) for pair in related(p, attempt, how == "equal")]
+                    pairs = [
+                        pair for p in _everywhere(problem, attempt) for pair in related(p, attempt, how == "equal")
+                    ]
                     if all(pair in known for pair in pairs):
                         continue
                     hints.pairs[place] = pairs

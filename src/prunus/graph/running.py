@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from prunus.graph.alike import Readers, noted
 from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.known import Known
 from prunus.graph.members import Members
@@ -31,7 +33,15 @@ UNSEEN = {torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 """What is called or not at torch's pleasure, and does nothing: no step of the model."""
 
 
-class LabelMode(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):
+    """A dispatch mode without torch's guard against the compiler, which takes longer than what is done here."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class LabelMode(DispatchMode):
     """Sees every ATen operation that the model makes and carries labels through it."""
 
     def __init__(self, tape: Tape, findings: Findings, steps: list[tuple[Call, tuple[str, nn.Module] | None]]) -> None:
@@ -41,6 +51,7 @@ class LabelMode(TorchDispatchMode):
         self.steps = steps
         self.is_meta = True
         self.known: Known | None = None
+        self.unknown: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -62,6 +73,8 @@ class LabelMode(TorchDispatchMode):
             self.steps.append((call, tape.modules[-1] if tape.modules else None))
         if self.known is None or not self.known.covers(tape, call):
             apply(tape, self.findings, call)
+            if func not in UNSEEN:
+                self.unknown.append(call)
         return out
 
 
@@ -161,16 +174,32 @@ def run(
     *,
     training: bool,
     members: Members | None = None,
+    readers: Readers | None = None,
+    then: Callable[[], None] | None = None,
 ) -> Any:
-    """Run the model once in one mode, `state` for its tensors by id; give it back its modes and random state."""
+    """Run the model once in one mode, `state` for its tensors by id; give it back its modes and random state.
+
+    `readers` hear of what reads the modes; `then` is called at the end, when the model is not yet as it was.
+    """
     members = members or Members(model)
-    with _restored(members, training, state), _module_stack(members, modules), plainly():
-        stack = [mode.__enter__() for mode in modes]
-        try:
-            return model(*args)
-        finally:
-            for mode in reversed(stack):
-                mode.__exit__(None, None, None)
+    with ExitStack() as stack:
+        stack.enter_context(_restored(members, training, state))
+        stack.enter_context(_module_stack(members, modules, readers))
+        stack.enter_context(plainly())
+        if readers is not None:
+            stack.enter_context(noted(readers))
+        out = called(model, args, {}, modes)
+        if then is not None:
+            then()
+        return out
+
+
+def called(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], modes: Sequence[Any]) -> Any:
+    """Call a module under some modes, the last of them innermost."""
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        return module(*args, **kwargs)
 
 
 @contextmanager
@@ -208,14 +237,14 @@ def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> 
         (value, copy.copy(value))
         for _, attributes in before
         for name, value in attributes.items()
-        if name[0] != "_" and isinstance(value, (list, dict, set))
+        if value.__class__ in _CONTAINERS and name[0] != "_"
     ]
     holders: list[dict[str, Any]] = [held for module, _ in before for held in (module._parameters, module._buffers)]
     tensors = [(held, dict(held)) for held in holders]
     generator, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         for module, _ in before:
-            module.training = training
+            vars(module)["training"] = training
         for held, old in tensors:
             held.update({key: state[id(tensor)] for key, tensor in old.items() if tensor is not None})
         yield
@@ -234,8 +263,11 @@ def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> 
         np.random.set_state(numpy)
 
 
+_CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict})
+
+
 @contextmanager
-def _module_stack(members: Members, stack: Modules) -> Iterator[None]:
+def _module_stack(members: Members, stack: Modules, readers: Readers | None = None) -> Iterator[None]:
     """Keep `stack` the modules that are running, outermost first, while the context is open."""
     names = {id(module): (name, module) for name, module in members.modules.items()}
 
@@ -243,13 +275,17 @@ def _module_stack(members: Members, stack: Modules) -> Iterator[None]:
         entry = names.get(id(module))
         if entry is not None:
             stack.append(entry)
+            if readers is not None:
+                readers.enter(module)
 
-    def leave(module: nn.Module, _args: Any, _out: Any) -> None:
+    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if id(module) in names:
             stack.pop()
+            if readers is not None:
+                readers.leave(module, args, kwargs, out)
 
     stack.clear()
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
     try:
         yield
     finally:

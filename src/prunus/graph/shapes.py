@@ -58,9 +58,60 @@ def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training
     return _empty(x, x.shape), _empty(x, (kept,)), _empty(x, (kept,))
 
 
+def _matrix_product(x: Tensor, weight: Tensor) -> Any:
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[0] or x.dtype != weight.dtype:
+        return None
+    return torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device="meta")
+
+
+def _matrix_product_and_sum(bias: Tensor, x: Tensor, weight: Tensor) -> Any:
+    out = _matrix_product(x, weight)
+    if out is None or bias.dtype != x.dtype or bias.dim() > 2:
+        return None
+    fits = all(n in (1, size) for n, size in zip(reversed(bias.shape), reversed(out.shape), strict=False))
+    return out if fits else None
+
+
+def _layer_norm(x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
+    first = x.dim() - len(shape)
+    shapes = [t.shape for t in (weight, bias) if t is not None]
+    if any(list(given) != list(x.shape[first:]) for given in (shape, *shapes)):
+        return None
+    if not x.is_contiguous() or any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
+        return None
+    saved = (*x.shape[:first], *[1] * len(shape))
+    return _empty(x, x.shape), _empty(x, saved), _empty(x, saved)
+
+
+def _cat(tensors: Any, axis: int = 0) -> Any:
+    first = tensors[0]
+    axis %= first.dim()
+    rest = (*first.shape[:axis], *first.shape[axis + 1 :])
+    for tensor in tensors:
+        if tensor.dtype != first.dtype or not tensor.is_contiguous() or tensor.dim() != first.dim():
+            return None
+        if (*tensor.shape[:axis], *tensor.shape[axis + 1 :]) != rest:
+            return None
+    length = sum(tensor.shape[axis] for tensor in tensors)
+    return torch.empty((*rest[:axis], length, *rest[axis:]), dtype=first.dtype, device="meta")
+
+
+def _mean(x: Tensor, axes: Any, keepdim: bool = False) -> Any:
+    if not axes or not x.is_floating_point():
+        return None
+    gone = {axis % x.dim() for axis in axes}
+    sizes = [1 if axis in gone else n for axis, n in enumerate(x.shape) if keepdim or axis not in gone]
+    return torch.empty(sizes, dtype=x.dtype, device="meta") if x.is_contiguous() else None
+
+
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.convolution.default: _convolution,
     aten.native_batch_norm.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.mm.default: _matrix_product,
+    aten.addmm.default: _matrix_product_and_sum,
+    aten.cat.default: _cat,
+    aten.mean.dim: _mean,
 }
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.graph.assemble import Assembly
 from prunus.graph.channels import ChannelGraph, Keep, SizeSetting
@@ -18,13 +17,13 @@ from prunus.graph.fitting import copied, fit, put
 from prunus.graph.members import named_tensors
 from prunus.graph.places import Place, place_of_call, place_of_error
 from prunus.graph.repairs import Repairs
-from prunus.graph.running import UNSEEN, FunctionMode, decomposed, on_meta, run
+from prunus.graph.running import UNSEEN, DispatchMode, FunctionMode, decomposed, on_meta, run
 from prunus.graph.shapes import result_of
 from prunus.graph.spots import axis_ids
 
 if TYPE_CHECKING:
     from prunus.graph.findings import Call
-    from prunus.graph.settle import Recording, Runner
+    from prunus.graph.recording import Recording, Runner
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class _Stop(Exception):
     """The smaller network is run no further."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(DispatchMode):
     """Compares every step of a smaller network with the trace's."""
 
     def __init__(self, attempt: Attempt, keep: Keep, training: bool) -> None:

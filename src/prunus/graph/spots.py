@@ -14,7 +14,7 @@ from prunus.graph.tape import Tape
 if TYPE_CHECKING:
     from prunus.graph.assemble import Assembly
     from prunus.graph.findings import Call
-    from prunus.graph.settle import Recording, Steps
+    from prunus.graph.recording import Recording, Steps
     from prunus.graph.sizes import Attempt, Problem
 
 

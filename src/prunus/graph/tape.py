@@ -42,7 +42,6 @@ class Tape:
         self.guide = guide or {}
         self.choices: Choices = {}
         self.owners: list[Owner] = []
-        self.features: list[Marks] = []
         self.unions: list[tuple[Numbers, Numbers]] = []
         self.ties: list[tuple[Tensor, Tensor]] = []
         self.tied_at: list[tuple[str, str]] = []
@@ -122,9 +121,7 @@ class Tape:
 
     def new_labels(self, tensor: str, axis: int, size: int, blocks: int = 1) -> Tensor:
         """Return `size` fresh labels, (size,), owned by an axis of a state-dict tensor, in equal blocks."""
-        self.owners.append(Owner(tensor, axis, self._next, size))
-        number = np.repeat(np.arange(blocks, dtype=np.uint64), size // blocks)
-        self.features.append(scrambled(number + hashed((tensor, axis, len(self.owners) if not tensor else 0))))
+        self.owners.append(Owner(tensor, axis, self._next, size, blocks))
         self._starts.append(self._next)
         self._next += size
         return torch.arange(self._next - size, self._next)
@@ -132,6 +129,18 @@ class Tape:
     def owner(self, label: int) -> Owner:
         """Return the tensor and axis that a label numbers."""
         return self.owners[bisect_right(self._starts, label) - 1]
+
+    def features(self, first: int = 0, last: int | None = None) -> Marks:
+        """Return a number for every label of some owners that tells which tensor, axis and block it numbers."""
+        owners = self.owners[first:last]
+        keys = [(o.tensor, o.axis, first + number if not o.tensor else 0) for number, o in enumerate(owners, 1)]
+        features = np.repeat(np.array([hash(key) for key in keys], np.int64).view(np.uint64), [o.size for o in owners])
+        start = owners[0].start if owners else 0
+        for owner in owners:
+            if owner.blocks > 1:
+                number = np.repeat(np.arange(owner.blocks, dtype=np.uint64), owner.size // owner.blocks)
+                features[owner.start - start : owner.start - start + owner.size] += number
+        return scrambled(features)
 
     @property
     def label_count(self) -> int:
@@ -148,7 +157,7 @@ class Tape:
         kept = tuple(fields)
         if not is_compact:
             kept = tuple(compact(own) for own in kept)
-            kept = tuple(own for own in kept if own.numel() > 1 and bool((own >= 0).any()))
+            kept = tuple(own for own in kept if own.numel() > 1 and own.numpy().max() >= 0)
         for own in kept:
             assert own.dim() == tensor.dim(), "a field has the rank of its tensor"
         self._fields[id(tensor)] = (tensor, kept)
@@ -243,7 +252,8 @@ class Tape:
         if int(flat.min()) < 0:
             return
         owner = self.owner(int(flat[0]))
-        features = self.features[self.owners.index(owner)][flat.numpy() - owner.start]
+        number = bisect_right(self._starts, owner.start) - 1
+        features = self.features(number, number + 1)[flat.numpy() - owner.start]
         with np.errstate(over="ignore"):
             self.marks.append((flat, hashed((owner.tensor, owner.axis, "whole")) - features))
 

@@ -11,9 +11,7 @@ from prunus.graph.labels import Fields, varying
 from prunus.graph.tape import Tape
 
 
-def mixes(
-    tape: Tape, findings: Findings, call: Call, results: Sequence[Fields], *, ordered: int | None = None
-) -> None:
+def mixes(tape: Tape, findings: Findings, call: Call, results: Sequence[Fields], *, ordered: int | None = None) -> None:
     """Write the results of an operation that computes over channels, and note it for the proof.
 
     `ordered` is the axis along which it matters which channel comes after which, if it does.
