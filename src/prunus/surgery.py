@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.collector import uncollected
 from prunus.errors import SurgeryError
 from prunus.graph.channels import ChannelGraph, Keep, LabelledTensor
 from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS, copied, fit, put
@@ -39,17 +40,18 @@ def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modul
         PlanError: the plan does not fit the graph.
         SurgeryError: the graph does not fit the model.
     """
-    chosen = selections(model, graph, plan)
-    keep = plan.keep_array(graph)
-    memo: dict[int, Tensor] = {}
-    for name, tensor in named_tensors(model):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = _smaller(tensor, chosen[name])
-    pruned = copied(model, memo)
-    for setting in graph.settings:
-        put(pruned, setting, keep)
-    fit(pruned)
-    return pruned
+    with uncollected():
+        chosen = selections(model, graph, plan)
+        keep = plan.keep_array(graph)
+        memo: dict[int, Tensor] = {}
+        for name, tensor in named_tensors(model):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _smaller(tensor, chosen[name])
+        pruned = copied(model, memo)
+        for setting in graph.settings:
+            put(pruned, setting, keep)
+        fit(pruned)
+        return pruned
 
 
 def _smaller(tensor: Tensor, selection: Selection) -> Tensor:
@@ -105,11 +107,19 @@ def selections(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> dict
             name: Selection(shape, {axis: torch.from_numpy(index) for axis, index in rows.items()}, columns)
             for name, (shape, rows, columns) in kept_runs(model, graph, keep).items()
         }
-    return {name: _selection(labelled, keep) for name, labelled in graph.tensors.items()}
+    places: dict[int, Tensor | None] = {}
+    return {name: _selection(labelled, keep, places) for name, labelled in graph.tensors.items()}
 
 
-def _selection(labelled: LabelledTensor, keep: Keep) -> Selection:
-    """Keep what stays of a tensor in its own order."""
+def _selection(labelled: LabelledTensor, keep: Keep, places: dict[int, Tensor | None]) -> Selection:
+    """Keep what stays of a tensor in its own order; `places` holds what stays along the fields that were seen."""
+    if len(labelled.fields) == 1 and len(labelled.shape) == 1:
+        field = labelled.fields[0]
+        if id(field) not in places:
+            stays = np.flatnonzero(keep[field])
+            places[id(field)] = torch.from_numpy(stays) if len(stays) < len(field) else None
+        index = places[id(field)]
+        return Selection((len(field if index is None else index),), {} if index is None else {0: index})
     rows: dict[int, Tensor] = {}
     columns = None
     for axis, fields in labelled.running().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,5 +11,5 @@ from prunus.criteria.values import LayerValues
 
 def l1_norm(layer: LayerValues) -> Tensor:
     """Return ‖W_c‖₁ of each filter, (C_out,), ≥ 0 (Li et al. 2017, arXiv:1608.08710)."""
-    norms: Tensor = torch.linalg.vector_norm(layer.weight.flatten(1), ord=1, dim=1)
-    return norms
+    absolute = np.abs(layer.weight.flatten(1).numpy())
+    return torch.from_numpy(np.add.reduce(absolute, axis=1, dtype=np.float64))  # quicker than torch's, and as exact

@@ -44,6 +44,9 @@ REDUCE: dict[str, Reduce] = {"random": "first"}
 The mean of several random numbers lies near one half: widths with many members would never be pruned by the control.
 """
 
+AS_STORED = frozenset({"l1_norm"})
+"""Criteria that compute in float64 from a float32 weight as it is stored: a copy in float64 takes longer than that."""
+
 
 def get_criterion(criterion: str | Criterion, **options: Any) -> Criterion:
     """Return a criterion by name, or the caller's own function, with its options filled in.

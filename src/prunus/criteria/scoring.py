@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from prunus.criteria.registry import NORMALIZE, REDUCE, Normalize, Reduce, accepted_options, get_criterion
+from prunus.criteria.registry import AS_STORED, NORMALIZE, REDUCE, Normalize, Reduce, accepted_options, get_criterion
 from prunus.criteria.values import Criterion, LayerValues, NormValues
 from prunus.errors import ConfigError, ModelError
 from prunus.graph.activations import measure_zero_fractions
 from prunus.graph.channels import ChannelGraph, Layer, Norm
+from prunus.graph.members import named_tensors
 
 Scores = npt.NDArray[np.float64]
 
@@ -60,7 +61,7 @@ def score(
     if "seed" in (accepted_options(get_criterion(criterion)) or ()):
         function = get_criterion(criterion, **options, seed=seed)
     found = _Members(graph.channel_count, reduce)
-    scratch = _Scratch() if name else None  # a caller's own function may hold on to what it gets
+    scratch = _Scratch(name not in AS_STORED) if name else None  # a caller's own function may hold on to what it gets
     for layer, values in _read_layers(model, graph, calibration, scratch):
         found.add(layer.channels, _normalized(_checked(function(values), values), normalize))
     scores = found.result()
@@ -91,9 +92,7 @@ def read_layers(
 def _read_layers(
     model: nn.Module, graph: ChannelGraph, calibration: Tensor | Iterable[Tensor] | None, scratch: _Scratch | None
 ) -> Iterable[tuple[Layer, LayerValues]]:
-    tensors: dict[str, Tensor] = dict(
-        [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    )
+    tensors = dict(named_tensors(model))
     fractions = None
     if calibration is not None:
         batches = [calibration] if isinstance(calibration, Tensor) else calibration
@@ -109,11 +108,14 @@ def _read_layers(
 class _Scratch:
     """Memory for the weight of one layer at a time: pages that are fresh for every layer take longer than its score."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: bool) -> None:
         self.memory = torch.empty(0, dtype=torch.float64)
+        self.copies = copies
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """Return a copy in float64 on the CPU that holds until the next one is made."""
+        """Return a copy in float64 on the CPU that holds until the next one is made, or itself where that does."""
+        if not self.copies and tensor.dtype == torch.float32 and tensor.device.type == "cpu":
+            return tensor
         if tensor.numel() > len(self.memory):
             self.memory = torch.empty(tensor.numel(), dtype=torch.float64)
         return self.memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
@@ -158,7 +160,7 @@ def _read(name: str, graph: ChannelGraph, tensors: Mapping[str, Tensor], scratch
         )
     if scratch is not None:
         return scratch.copy(tensor.detach())
-    return tensor.detach().to("cpu").to(torch.float64, copy=True)  # a criterion may write into it
+    return tensor.detach().to("cpu", torch.float64, copy=True)  # a criterion may write into it
 
 
 def _checked(result: object, values: LayerValues) -> Scores:

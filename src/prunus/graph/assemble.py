@@ -283,7 +283,7 @@ class Assembly:
         for number, channels in enumerate(members):
             group_of[channels] = number
         runs: list[set[tuple[str, int]]] = [set() for _ in members]
-        for owner in self.traced.tape.owners:
+        for owner in (*self.traced.tape.owners, *self.traced.tape.others):
             if owner.tensor:
                 found = group_of[self.ids[owner.start : owner.start + owner.size]]
                 low, high = int(found.min()), int(found.max())

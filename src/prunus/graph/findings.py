@@ -122,14 +122,14 @@ class Findings:
         self.sites.append(Sited(call.name, index, gathers, tuple(operands), tuple(results), ordered, runs))
 
 
-_NAMES: dict[OpOverload[Any, Any], str] = {}
+_NAMES: dict[int, str] = {}  # by the id of an operation, which lives as long as torch does
 
 
 def name_of(func: OpOverload[Any, Any]) -> str:
     """Return an operation's name, e.g. ``aten.relu``."""
-    name = _NAMES.get(func)
+    name = _NAMES.get(id(func))
     if name is None:
-        name = _NAMES[func] = str(func.overloadpacket)
+        name = _NAMES[id(func)] = str(func.overloadpacket)
     return name
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -62,6 +64,8 @@ def _fit(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+_EMPTY = frozenset({dict, OrderedDict, set})
 _SHARED = (int, float, bool, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
 
 
@@ -82,23 +86,30 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     kind = type(module)
-    if any(name in vars(base) for base in kind.__mro__ if base not in (nn.Module, object) for name in _COPYING):
+    if _copies_itself(kind):  # type: ignore[arg-type]  # a class is hashable
         return copy.deepcopy(module, memo)
     made = kind.__new__(kind)
     memo[id(module)] = made
     held = vars(made)
     for name, value in vars(module).items():
-        if isinstance(value, _SHARED) or (type(value) is tuple and all(isinstance(item, _SHARED) for item in value)):
+        if value.__class__ in _PLAIN or isinstance(value, _SHARED):
+            held[name] = value
+        elif not value and value.__class__ in _EMPTY:
+            held[name] = value.__class__()
+        elif type(value) is tuple and all(isinstance(item, _SHARED) for item in value):
             held[name] = value
         elif name == "_modules":
             held[name] = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             held[name] = {key: None if t is None else memo.get(id(t), t) for key, t in value.items()}
-        elif isinstance(value, (dict, set)) and not value:
-            held[name] = type(value)()
         else:
             held[name] = copy.deepcopy(value, memo)
     return made
+
+
+@lru_cache(maxsize=1024)
+def _copies_itself(kind: type) -> bool:
+    return any(name in vars(base) for base in kind.__mro__ if base not in (nn.Module, object) for name in _COPYING)
 
 
 def plain_tensors(model: nn.Module) -> dict[int, Any]:

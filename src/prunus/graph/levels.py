@@ -79,7 +79,7 @@ def _try(
     """Trace the network with these bundles narrower; return how many components of each signature it has."""
     layout, tape = assembly.traced.layout, assembly.traced.tape
     shapes = {name: list(tensor.shape) for name, tensor in assembly.traced.state.tensors.items()}
-    for owner in tape.owners:
+    for owner in (*tape.owners, *tape.others):
         if not owner.tensor:
             return {}
         run = layout.bundle[layout.component[owner.start : owner.start + owner.size]]

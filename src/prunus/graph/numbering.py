@@ -6,23 +6,53 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS
 from prunus.graph.members import Members
 from prunus.graph.tape import Tape
 
 
 def label_all(tape: Tape, members: Members, state: Mapping[str, Tensor]) -> None:
-    """Label every tensor of a network once, by the first of its names."""
+    """Label every tensor of a network once, by the first of its names.
+
+    What a layer or a BatchNorm holds for each of its filters or channels beside its first tensor gets the same labels.
+    """
     groups = {
         f"{name}.weight" if name else "weight": module.groups
         for name, module in members.modules.items()
-        if isinstance(module, nn.modules.conv._ConvNd)
+        if isinstance(module, CONVOLUTIONS)
     }
+    heads = _heads(members)
+    runs: dict[str, Tensor] = {}
     labelled: set[int] = set()
     for name, tensor in state.items():
-        if id(tensor) not in labelled:
-            labelled.add(id(tensor))
-            count = groups.get(name, 1)
-            label_tensor(tape, name, tensor, count if tensor.dim() > 2 and tensor.shape[1] > 1 else 1)
+        if id(tensor) in labelled:
+            continue
+        labelled.add(id(tensor))
+        run = runs.get(heads.get(name, ""))
+        if run is not None and run.numel() == tensor.numel():
+            tape.owned_too(name, run)
+            tape.write(tensor, [run if run.dim() == 1 else run.view(-1)], is_compact=True)
+            continue
+        count = groups.get(name, 1)
+        label_tensor(tape, name, tensor, count if tensor.dim() > 2 and tensor.shape[1] > 1 else 1)
+        if tensor.dim() and tensor.shape[0] > 1:
+            runs[name] = tape.read(tensor)[0]
+
+
+def _heads(members: Members) -> dict[str, str]:
+    """Map the vectors that torch's modules hold to the tensor of the same module whose first axis they go with."""
+    heads: dict[str, str] = {}
+    for name, module in members.modules.items():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, BATCH_NORMS):
+            tensors = {**module._parameters, **module._buffers}
+            names = [key for key in ("weight", "bias", "running_mean", "running_var") if tensors.get(key) is not None]
+        elif isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and not module.transposed):
+            names = ["weight", "bias"]
+        else:
+            continue
+        heads.update({f"{prefix}{key}": f"{prefix}{names[0]}" for key in names[1:]})
+    return heads
 
 
 def label_tensor(tape: Tape, name: str, tensor: Tensor, groups: int = 1) -> None:

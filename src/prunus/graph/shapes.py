@@ -115,34 +115,43 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
 }
 
 
+def _like_first(x: Any, *rest: Any) -> Any:
+    return _empty(x, x.shape) if x.is_floating_point() else None
+
+
+def _in_place(first: Any, second: Any = None, *rest: Any) -> Any:
+    if isinstance(second, int | float) and isinstance(first, Tensor):
+        return first
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return None
+    if isinstance(second, Tensor) and (second.shape != first.shape or second.dtype != first.dtype):
+        return None
+    return first
+
+
+def _of_two(first: Any, second: Any, *rest: Any) -> Any:
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return None
+    if not isinstance(second, Tensor) or second.shape == first.shape:
+        return _empty(first, first.shape) if not isinstance(second, Tensor) or second.dtype == first.dtype else None
+    if second.dtype != first.dtype or 0 in (first.dim(), second.dim()):
+        return None
+    try:
+        return _empty(first, torch.broadcast_shapes(first.shape, second.shape))
+    except RuntimeError:
+        return None
+
+
+# An operation lives as long as torch does; its id is looked up faster than itself.
+_KNOWN: dict[int, Callable[..., Any]] = {
+    **{id(func): _like_first for func in _UNARY},
+    **{id(func): _of_two for func in _BINARY},
+    **{id(func): _in_place for func in _IN_PLACE},
+    **{id(func): special for func, special in _SPECIAL.items()},
+}
+
+
 def result_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what an operation on meta tensors gives, or None where the operation must be asked itself."""
-    special = _SPECIAL.get(func)
-    if special is not None:
-        return special(*args) if not kwargs else None
-    if kwargs:
-        return None
-    if func in _UNARY:
-        return _empty(args[0], args[0].shape) if args[0].is_floating_point() else None
-    if func in _IN_PLACE or func in _BINARY:
-        first = args[0]
-        second = args[1] if len(args) > 1 else None
-        if func in _IN_PLACE and isinstance(second, int | float) and isinstance(first, Tensor):
-            return first
-        if not isinstance(first, Tensor) or not first.is_floating_point():
-            return None
-        if isinstance(second, Tensor):
-            if second.shape != first.shape and func in _IN_PLACE:
-                return None
-            if second.dtype != first.dtype or (second.shape != first.shape and 0 in (first.dim(), second.dim())):
-                return None
-        if func in _IN_PLACE:
-            return first
-        shape = first.shape
-        if isinstance(second, Tensor) and second.shape != shape:
-            try:
-                shape = torch.broadcast_shapes(first.shape, second.shape)
-            except RuntimeError:
-                return None
-        return _empty(first, shape)
-    return None
+    known = None if kwargs else _KNOWN.get(id(func))
+    return None if known is None else known(*args)

@@ -42,6 +42,7 @@ class Tape:
         self.guide = guide or {}
         self.choices: Choices = {}
         self.owners: list[Owner] = []
+        self.others: list[Owner] = []
         self.unions: list[tuple[Numbers, Numbers]] = []
         self.ties: list[tuple[Tensor, Tensor]] = []
         self.tied_at: list[tuple[str, str]] = []
@@ -126,8 +127,13 @@ class Tape:
         self._next += size
         return torch.arange(self._next - size, self._next)
 
+    def owned_too(self, tensor: str, labels: Tensor) -> None:
+        """Say that a run of labels numbers a vector of the state dict as well."""
+        start = int(labels[(0,) * labels.dim()])
+        self.others.append(Owner(tensor, 0, start, labels.numel()))
+
     def owner(self, label: int) -> Owner:
-        """Return the tensor and axis that a label numbers."""
+        """Return the first tensor and axis that a label numbers."""
         return self.owners[bisect_right(self._starts, label) - 1]
 
     def features(self, first: int = 0, last: int | None = None) -> Marks:
@@ -213,6 +219,8 @@ class Tape:
             return a
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
+        elif a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+            return a
         first, second = a.numpy(), b.numpy()
         if first.min() < 0 or second.min() < 0:
             fixed = (first < 0) ^ (second < 0)

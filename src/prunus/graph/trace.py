@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus.collector import uncollected
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.settle import settled
 
@@ -30,7 +31,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, thorough: bool = False) -
     Raises:
         TraceError: the model does not run on these inputs.
     """
-    return settled(model, as_arguments(example_inputs), thorough=thorough)
+    with uncollected():
+        return settled(model, as_arguments(example_inputs), thorough=thorough)
 
 
 def as_arguments(example_inputs: Inputs) -> tuple[Any, ...]:

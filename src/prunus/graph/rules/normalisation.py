@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.graph.findings import Call, Findings, Normalised
 from prunus.graph.labels import varying
@@ -23,8 +25,11 @@ def batch_norm(tape: Tape, findings: Findings, call: Call) -> None:
     for own in tape.read(x):
         if varying(own) == {1}:
             channels = own.reshape(-1)
+    same = None
     for tensor in tensors:
-        if tensor is not None:
+        held = tape.read(tensor)
+        if tensor is not None and not (held and held[0] is same):  # those of one module have the same labels
+            same = held[0] if held else None
             labels = tape.along(tensor, 0, call.name)
             if channels is not None or bool((labels >= 0).any()):
                 channels = (
@@ -66,10 +71,18 @@ def layer_norm(tape: Tape, findings: Findings, call: Call) -> None:
             else:
                 tape.freeze(labels, f"{call.name} meets a tensor of fixed size")
     if over:
-        tape.is_risky = True
+        tape.is_risky = tape.is_risky or not _is_stored(tape, shape)
         mixes(tape, findings, call, [tuple(fields)])
     else:
         tape.write(call.outputs[0], fields)
+
+
+def _is_stored(tape: Tape, shape: Sequence[int]) -> bool:
+    """Say whether the shape is that of one of torch's norms, which surgery sets by its weight."""
+    module = tape.modules[-1][1] if tape.modules else None
+    if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or module.weight is None:
+        return False
+    return list(module.normalized_shape) == list(shape)
 
 
 @rule(aten.native_group_norm)
