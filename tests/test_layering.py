@@ -13,7 +13,7 @@ import prunus
 SOURCE = Path(prunus.__file__).parent
 
 # What every part may import beside itself. `errors` and the file helpers lie at the bottom; `cli` at the top.
-BASE = {"errors", "files"}
+BASE = {"errors", "files", "collector"}
 TRACED = BASE | {"graph"}
 COSTED = TRACED | {"cost"}
 SCORED = COSTED | {"criteria", "budget"}
@@ -22,6 +22,7 @@ CUT = PLANNED | {"surgery", "verify"}
 PRUNED = CUT | {"api"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "collector": set(),
     "files": {"errors"},
     "config": {"errors", "budget"},
     "budget": COSTED,

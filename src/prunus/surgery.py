@@ -13,7 +13,7 @@ from prunus.collector import uncollected
 from prunus.errors import SurgeryError
 from prunus.graph.channels import ChannelGraph, Keep, LabelledTensor
 from prunus.graph.fitting import BATCH_NORMS, CONVOLUTIONS, copied, fit, put
-from prunus.graph.members import named_tensors
+from prunus.graph.members import Members
 from prunus.graph.ordering import kept_runs
 from prunus.plan import PruningPlan
 
@@ -41,10 +41,11 @@ def remove(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modul
         SurgeryError: the graph does not fit the model.
     """
     with uncollected():
-        chosen = selections(model, graph, plan)
+        members = Members(model)
         keep = plan.keep_array(graph)
+        chosen = _selections(model, members, graph, keep)
         memo: dict[int, Tensor] = {}
-        for name, tensor in named_tensors(model):
+        for name, tensor in members.tensors:
             if id(tensor) not in memo:
                 memo[id(tensor)] = _smaller(tensor, chosen[name])
         pruned = copied(model, memo)
@@ -100,8 +101,11 @@ def selections(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> dict
         PlanError: the plan does not fit the graph.
         SurgeryError: the graph does not fit the model.
     """
-    keep = plan.keep_array(graph)
-    _check_shapes(model, graph)
+    return _selections(model, Members(model), graph, plan.keep_array(graph))
+
+
+def _selections(model: nn.Module, members: Members, graph: ChannelGraph, keep: Keep) -> dict[str, Selection]:
+    _check_shapes(members, graph)
     if graph.order is not None and not keep.all():
         return {
             name: Selection(shape, {axis: torch.from_numpy(index) for axis, index in rows.items()}, columns)
@@ -274,9 +278,9 @@ def _size_names(module: nn.Module) -> tuple[str, ...]:
     return next((names for kinds, names in _KEPT_SIZES if isinstance(module, kinds)), ())
 
 
-def _check_shapes(model: nn.Module, graph: ChannelGraph) -> None:
+def _check_shapes(members: Members, graph: ChannelGraph) -> None:
     """Refuse a model that is not the one the graph was traced from."""
-    held = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    held = {name: tuple(tensor.shape) for name, tensor in members.tensors}
     for name, labelled in graph.tensors.items():
         if held.get(name) != labelled.shape:
             raise SurgeryError(

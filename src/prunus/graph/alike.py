@@ -131,7 +131,7 @@ def _kind(module: nn.Module) -> Any:
     sizes = {n for tensor in tensors for n in tensor.shape}
     stored: list[tuple[str, Any]] = []
     for name, value in vars(module).items():
-        if not value and value.__class__ in _EMPTY:
+        if value.__class__ in _EMPTY and not value:
             continue
         if name == "_modules":
             stored.append((name, tuple((key, child and _kind(child)) for key, child in value.items())))

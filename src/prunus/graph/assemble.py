@@ -259,6 +259,8 @@ class Assembly:
 
     def _group(self, name: str, channels: Ids, tensors: tuple[tuple[str, int], ...]) -> ChannelGroup:
         layout = self.traced.layout
+        if not self.traced.tape.ties:  # every channel counts for itself
+            return ChannelGroup(name, channels, tensors)
         components = self.prunable[channels]
         known, first, pieces = np.unique(layout.signature[components], return_index=True, return_inverse=True)
         order = np.argsort(first)  # pieces in the order in which their first channels lie

@@ -94,7 +94,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     for name, value in vars(module).items():
         if value.__class__ in _PLAIN or isinstance(value, _SHARED):
             held[name] = value
-        elif not value and value.__class__ in _EMPTY:
+        elif value.__class__ in _EMPTY and not value:
             held[name] = value.__class__()
         elif type(value) is tuple and all(isinstance(item, _SHARED) for item in value):
             held[name] = value
@@ -121,6 +121,7 @@ def plain_tensors(model: nn.Module) -> dict[int, Any]:
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
+        if value.__class__ not in _PLAIN and value.__class__ not in _EMPTY
         if isinstance(value, Tensor) and not value.is_leaf
     }
 

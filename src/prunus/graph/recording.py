@@ -44,20 +44,27 @@ class Runner:
         self.copies = 2
         self.trains = True if thorough else None
 
-    def record(self, model: nn.Module, hints: Hints | None = None, guide: Choices | None = None) -> Recording:
-        """Trace the model once, with the choices of a wider one as a guide.
+    def record(
+        self,
+        model: nn.Module,
+        hints: Hints | None = None,
+        guide: Choices | None = None,
+        members: Members | None = None,
+    ) -> Recording:
+        """Trace the model once, with the choices of a wider one as a guide; its members, if they are known.
 
         Where it needs them, it gets its own batch in training too, then real inputs.
         """
         first: Exception | None = None
         last: Exception = RuntimeError("it was not run")
+        members = members or Members(model)
         for is_meta, copies in ((True, 2), (True, 1), (False, 2), (False, 1)):
             if (is_meta and not self.is_meta) or copies > self.copies:
                 continue  # an earlier trace of this network has shown that this does not do
             if guide is not None and (is_meta, copies) != (self.is_meta, self.copies):
                 continue  # a smaller network runs as the wide one did, or not at all
             try:
-                recording = self._record(model, Tape(hints, guide), is_meta, copies)
+                recording = self._record(model, members, Tape(hints, guide), is_meta, copies)
             except TraceError:
                 raise
             except Exception as error:
@@ -68,8 +75,7 @@ class Runner:
             return recording
         raise TraceError(_refusal(last, self.args)) from first
 
-    def _record(self, model: nn.Module, tape: Tape, is_meta: bool, copies: int) -> Recording:
-        members = Members(model)
+    def _record(self, model: nn.Module, members: Members, tape: Tape, is_meta: bool, copies: int) -> Recording:
         copies_of = meta_copies(members) if is_meta else real_copies(members)
         state = {name: copies_of[id(tensor)] for name, tensor in members.tensors}
         label_all(tape, members, state)

@@ -14,7 +14,7 @@ from prunus.graph.assemble import Assembly
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.labels import Hints
 from prunus.graph.levels import find_levels
-from prunus.graph.members import named_tensors
+from prunus.graph.members import Members
 from prunus.graph.places import Place
 from prunus.graph.recording import Runner
 from prunus.graph.repairs import Repairs
@@ -26,18 +26,27 @@ ROUNDS = 100
 
 def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) -> ChannelGraph:
     """Trace a model until what a smaller one does agrees with what the trace says."""
-    _refuse(model)
+    members = Members(model)
+    _refuse(model, members)
     runner = Runner(args, thorough=thorough)
-    graph, assembly = _settled(model, runner, Hints(), thorough=thorough)
+
+    def settle(hints: Hints) -> tuple[ChannelGraph, Assembly]:
+        return _settled(model, members, runner, hints, thorough=thorough)
+
+    graph, assembly = settle(Hints())
     for key in [*graph.hints[0].pairs][:SWAPS] if assembly.tied else ():
         hints = _copied(graph.hints[0])
         hints.pairs.pop(key, None)
         hints.taken.setdefault(key, set()).update(("equal", "proportional"))
-        graph, assembly = max((graph, assembly), _settled(model, runner, hints, thorough=thorough), key=_channels)
+        graph, assembly = max(
+            (graph, assembly), _settled(model, members, runner, hints, thorough=thorough), key=_channels
+        )
     for key in _doubtful(assembly)[:SWAPS]:
         hints = _copied(graph.hints[0])
         hints.taken.setdefault(key, set()).add("swapped")
-        graph, assembly = max((graph, assembly), _settled(model, runner, hints, thorough=thorough), key=_channels)
+        graph, assembly = max(
+            (graph, assembly), _settled(model, members, runner, hints, thorough=thorough), key=_channels
+        )
     return graph
 
 
@@ -53,11 +62,13 @@ SWAPS = 4
 """How many lines of code are tried another way, where what they touch stays whole."""
 
 
-def _settled(model: nn.Module, runner: Runner, hints: Hints, *, thorough: bool) -> tuple[ChannelGraph, Assembly]:
+def _settled(
+    model: nn.Module, members: Members, runner: Runner, hints: Hints, *, thorough: bool
+) -> tuple[ChannelGraph, Assembly]:
     repairs = Repairs()
     problem = None
     for _ in range(ROUNDS):
-        recording = runner.record(model, hints)
+        recording = runner.record(model, hints, members=members)
         assembly = find_levels(model, runner, recording, Assembly(recording.traced), repairs, hints)
         graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
         if not (thorough or recording.traced.tape.is_risky) or not graph.groups:
@@ -74,7 +85,7 @@ def _settled(model: nn.Module, runner: Runner, hints: Hints, *, thorough: bool) 
             break
     if not hints.whole:
         hints.whole.append(problem.error if problem else "")
-    assembly = Assembly(runner.record(model, hints).traced)
+    assembly = Assembly(runner.record(model, hints, members=members).traced)
     return dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, {})), assembly
 
 
@@ -88,16 +99,16 @@ def _doubtful(assembly: Assembly) -> list[tuple[Place, str]]:
     return found
 
 
-def _refuse(model: nn.Module) -> None:
+def _refuse(model: nn.Module, members: Members) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("this is a TorchScript module, whose code cannot be followed; give the module it was made of.")
-    compiled = [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
+    compiled = [name for name, module in members.modules.items() if "_orig_mod" in module._modules]
     if compiled:
         raise TraceError(
             f"{f'{compiled[0]} in this module' if compiled[0] else 'this module'} was compiled; give what was "
             f"compiled, {'.'.join(filter(None, ('model', compiled[0])))}._orig_mod, and compile the pruned "
             "network again."
         )
-    for name, tensor in named_tensors(model):
+    for name, tensor in members.tensors:
         if is_lazy(tensor):
             raise TraceError(f"{name} has no shape yet; run the model once on real inputs before it is pruned.")

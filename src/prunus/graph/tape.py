@@ -193,8 +193,9 @@ class Tape:
         axis %= tensor.dim()
         labels: Tensor | None = None
         for own in self.read(tensor):
-            if axis in varying(own):
-                found = self.collapse(own, axis, use)
+            size = own.shape[axis]
+            if size > 1:
+                found = own.reshape(-1) if own.numel() == size else self.collapse(own, axis, use)
                 labels = found if labels is None else self.unite(labels, found, use)
         return torch.full((tensor.shape[axis],), -1) if labels is None else labels
 
@@ -210,7 +211,7 @@ class Tape:
     def only_along(self, tensor: Tensor, axes: set[int], use: str) -> None:
         """Freeze every field of a tensor that varies along none of these axes, but along another."""
         for own in self.read(tensor):
-            if not varying(own) & axes:
+            if all(own.shape[axis] == 1 for axis in axes):
                 self.freeze(own, f"{use} sees channels along another axis")
 
     def unite(self, a: Tensor, b: Tensor, use: str) -> Tensor:
