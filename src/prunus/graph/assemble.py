@@ -260,7 +260,7 @@ class Assembly:
     def _group(self, name: str, channels: Ids, tensors: tuple[tuple[str, int], ...]) -> ChannelGroup:
         layout = self.traced.layout
         if not self.traced.tape.ties:  # every channel counts for itself
-            return ChannelGroup(name, channels, tensors)
+            return self._apart(name, channels, tensors)
         components = self.prunable[channels]
         known, first, pieces = np.unique(layout.signature[components], return_index=True, return_inverse=True)
         order = np.argsort(first)  # pieces in the order in which their first channels lie
@@ -273,12 +273,18 @@ class Assembly:
         inside = layout.bundle[components]
         count = len(np.unique(inside))
         if count == len(channels):
-            return ChannelGroup(name, channels, tensors)
+            return self._apart(name, channels, tensors)
         each = np.bincount(pieces[inside == bundle], minlength=len(known))
         levels = np.arange(1, count + 1)[:, None] * each
         if self.traced.tape.reorders and count > 1:
             levels = levels[levels.min(axis=1) > 1]  # a piece of one channel has no order that could be traced
         return ChannelGroup(name, channels, tensors, pieces.astype(np.int64), levels)
+
+    def _apart(self, name: str, channels: Ids, tensors: tuple[tuple[str, int], ...]) -> ChannelGroup:
+        """Return a group of which any channels may stay; two at least where their order must be traced."""
+        least = min(2, len(channels)) if self.traced.tape.reorders else 1
+        levels = None if least == 1 else np.arange(least, len(channels) + 1)[:, None]
+        return ChannelGroup(name, channels, tensors, None, levels)
 
     def _tensors_of(self, members: Sequence[Ids]) -> list[tuple[tuple[str, int], ...]]:
         group_of = np.full(len(self.prunable) + 1, -1, np.int64)

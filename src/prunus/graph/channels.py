@@ -80,8 +80,8 @@ class ChannelGroup:
 
     Where the network cuts the width by position (the groups of a grouped convolution, the halves of a chunk), the
     channels lie in several *pieces*, and as many must stay in one as in the others: `pieces` says in which each lies,
-    (size,), and `levels` how many may stay in each, (levels, pieces), rising. Any channels of a piece will do. Without
-    them any number of any channels may stay.
+    (size,), None for a single one, and `levels` how many may stay in each, (levels, pieces), rising. Any channels of a
+    piece will do. Without levels any number of any channels may stay.
     """
 
     name: str

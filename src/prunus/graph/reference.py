@@ -77,12 +77,14 @@ class ReferenceMode(DispatchMode):
         self._mask(fields, tensor)
         pairs = list(zip(fields, runs, strict=True))
         several = [(self.keep[own], run) for own, run in pairs if sum(size > 1 for size in own.shape) > 1]
-        for field in fields:
-            axes = [axis for axis, size in enumerate(field.shape) if size > 1]
-            if len(axes) == 1:
-                places = np.flatnonzero(self.keep[field])
-                tensor = tensor.index_select(axes[0], torch.from_numpy(places).to(tensor.device))
-                several = [(k.take(places, axes[0]) if k.shape[axes[0]] > 1 else k, run) for k, run in several]
+        single: dict[int, Any] = {}
+        for own, run in pairs:
+            if own.size == own.shape[run]:  # an axis may number two channels at once; what stays are those of both
+                single[run] = single.get(run, True) & self.keep[own].reshape(-1)
+        for axis, kept in single.items():
+            places = np.flatnonzero(kept)
+            tensor = tensor.index_select(axis, torch.from_numpy(places).to(tensor.device))
+            several = [(k.take(places, axis) if k.shape[axis] > 1 else k, run) for k, run in several]
         for kept, known in several:
             shape, run = list(tensor.shape), _carrier(kept, known)
             shape[run] = int(kept.sum()) // (kept.size // kept.shape[run])

@@ -85,14 +85,25 @@ def _fewer(attempt: Attempt, seed: int) -> Keep:
     keep = attempt.graph.keep_all()
     layout, prunable = attempt.assembly.traced.layout, attempt.assembly.prunable
     rng = np.random.default_rng(seed)
-    for group in attempt.graph.groups:
+    for number, group in enumerate(attempt.graph.groups, 1):
         bundles = layout.bundle[prunable[group.channels]]
         known = np.unique(bundles)
         if len(known) > 1:
             least = min(max(2, len(known) // 4), len(known) - 1)
-            stay = rng.permutation(known)[: int(rng.integers(least, len(known)))]
+            stay = rng.permutation(known)[: least + _pick(number, len(known) - least, seed, rng)]
             keep[group.channels[~np.isin(bundles, stay)]] = False
     return keep
+
+
+def _pick(number: int, choices: int, seed: int, rng: np.random.Generator) -> int:
+    """Choose one of so many numbers of bundles, or one more than these where there is but one.
+
+    Few choices are dealt out by the number of the group, so that two groups differ for one of the seeds; of many,
+    chance does that.
+    """
+    if choices == 1:
+        return number % 7 >> seed & 1  # one of the three seeds drops some in any case
+    return number // choices**seed % choices if choices <= 8 else int(rng.integers(choices))
 
 
 def shrunk(
