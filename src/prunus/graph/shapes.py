@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 aten = torch.ops.aten
+_LAST = torch.channels_last
 
 _UNARY = {
     getattr(aten, name).default
@@ -47,7 +49,11 @@ def _convolution(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    return _empty(x, (x.shape[0], weight.shape[0], *sizes)) if min(sizes, default=1) > 0 else None
+    if min(sizes, default=1) <= 0:
+        return None
+    last = x.dim() == 4 and any(not t.is_contiguous() and suggest_memory_format(t) is _LAST for t in (x, weight))
+    layout = _LAST if last else torch.contiguous_format
+    return torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device="meta", memory_format=layout)
 
 
 def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any) -> Any:

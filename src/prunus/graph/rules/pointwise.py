@@ -90,7 +90,7 @@ def merge(tape: Tape, fields: list[Tensor], new: Tensor, use: str) -> list[Tenso
     for old in fields:
         if not varying(old) & varying(new) or _share_pieces(tape, old, new):
             apart.append(old)
-        elif tape.columns and tape.is_column(old) != tape.is_column(new) and 1 in map(len, map(varying, (old, new))):
+        elif tape.columns and tape.is_column(old) != tape.is_column(new) and len(varying(old)) != len(varying(new)):
             apart.append(old)  # a grouped weight's filters, and the input channels of each
         elif _numbers_pieces(tape, new, old):
             tape.freeze(new, f"{use} gives each piece a value of its own")
