@@ -22,6 +22,41 @@ COUNTER_EXAMPLES = {
         ),
         seed=1,
     ),
+    "sums so far of channels in another order": Drawn(
+        9, (Residual((Step("shuffle, 3 groups", 2), Step("cumulated over channels", 2))),), 1
+    ),
+    "a grouped weight as long one way as the other": Drawn(
+        stem=7,
+        steps=(
+            Step("thirds by tensor_split", 7),
+            Residual((Step("standardised weight, 2 groups", 11), Step("layer_norm by function, shape of x", 4))),
+            Residual((Step("grouped view by a closure's number", 10),)),
+            Step("groups of two channels, four out", 12),
+            Step("tied transposed weight", 11),
+            Step("Dropout2d", 8),
+        ),
+        seed=34554,
+    ),
+    "one channel left, which has no order": Drawn(
+        7, (Step("choice in a buffer", 2), Step("roll of channels", 3)), 34708
+    ),
+    "a number for two widths of three": Drawn(
+        4, (Step("non-local, softmax", 3), Step("grouped view by a closure's number", 6)), 34998
+    ),
+    "grouped transposed convolution in a sum": Drawn(
+        4, (Residual((Step("transposed, 2 groups", 12),)), Concat(((), ()))), 34743
+    ),
+    "grouped transposed convolution before a softmax": Drawn(
+        4, (Residual((Step("transposed, 2 groups", 12),)), Step("softmax over channels", 11)), 34743
+    ),
+    "a slice laid out channels last": Drawn(
+        11,
+        (Step("LayerNorm, channels last", 12), Step("halves by x.shape", 11), Step("swapaxes and linear", 11)),
+        35607,
+    ),
+    "a narrower stage moves what stays whole": Drawn(
+        7, (Step("gated linear unit", 4), Step("cut at a literal", 2), Step("shuffle, the rest by −1", 9)), 36523
+    ),
 }
 """Networks that went wrong once, as hypothesis printed them, and one to begin with."""
 

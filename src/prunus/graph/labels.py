@@ -51,12 +51,14 @@ class Hints:
 
     ``"frozen"`` keeps what it touches, ``"swapped"`` lets channels run along the other axis of a view, ``"tied"`` lets
     stored sizes keep their proportions. `pairs` are axes whose lengths the code takes from one another; `modules` are
-    those in which everything is kept; `whole` says why everything must be kept, if it must.
+    those in which everything is kept, and `deciding` those of them in which a value decides which layers run; `whole`
+    says why everything must be kept, if it must.
     """
 
     taken: dict[tuple[Place, str], set[str]] = field(default_factory=dict)
     pairs: dict[tuple[Place, str], list[tuple[Spot, Spot]]] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
+    deciding: set[str] = field(default_factory=set)
     whole: list[str] = field(default_factory=list)
 
 

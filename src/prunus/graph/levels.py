@@ -99,8 +99,8 @@ def _try(
     seen = Counter(map(int, traced.layout.signature))
     if seen.keys() - set(map(int, layout.signature)):
         return {}  # it has channels that run where none of the wide network's do
-    inside = np.isin(layout.bundle, list(widths))
-    others = Counter(map(int, layout.signature[~inside]))
-    if any(seen[s] != others[s] for s in others.keys() - set(map(int, layout.signature[inside]))):
+    narrowed = np.isin(layout.bundle, list(widths))
+    others = Counter(map(int, layout.signature[~narrowed]))
+    if any(seen[s] != others[s] for s in others.keys() - set(map(int, layout.signature[narrowed]))):
         return {}  # what stays whole would run elsewhere
     return {bundle: {s: seen[s] for s in _counts(assembly, bundle)} for bundle in widths}

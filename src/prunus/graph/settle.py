@@ -16,7 +16,7 @@ from prunus.graph.labels import Hints
 from prunus.graph.levels import find_levels
 from prunus.graph.members import Members
 from prunus.graph.places import Place
-from prunus.graph.recording import Runner
+from prunus.graph.recording import Recording, Runner
 from prunus.graph.repairs import Repairs
 from prunus.graph.sizes import Attempt, first_problem
 
@@ -55,7 +55,8 @@ def _channels(found: tuple[ChannelGraph, Assembly]) -> int:
 
 
 def _copied(hints: Hints) -> Hints:
-    return Hints({place: set(how) for place, how in hints.taken.items()}, dict(hints.pairs), set(hints.modules))
+    taken = {place: set(how) for place, how in hints.taken.items()}
+    return Hints(taken, dict(hints.pairs), set(hints.modules), set(hints.deciding))
 
 
 SWAPS = 4
@@ -69,6 +70,9 @@ def _settled(
     problem = None
     for _ in range(ROUNDS):
         recording = runner.record(model, hints, members=members)
+        if not runner.is_meta and (deciding := _deciding(recording, members) - hints.deciding):
+            hints.deciding |= deciding
+            recording = runner.record(model, hints, members=members)
         assembly = find_levels(model, runner, recording, Assembly(recording.traced), repairs, hints)
         graph = dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, recording.traced.tape.choices))
         if not (thorough or recording.traced.tape.is_risky) or not graph.groups:
@@ -87,6 +91,18 @@ def _settled(
         hints.whole.append(problem.error if problem else "")
     assembly = Assembly(runner.record(model, hints, members=members).traced)
     return dataclasses.replace(assembly.graph(), runner=runner, hints=(hints, {})), assembly
+
+
+def _deciding(recording: Recording, members: Members) -> set[str]:
+    """Name the modules that read a value and hold layers that did not run: another value may let these run."""
+    steps = [*recording.steps[False], *recording.steps[True]]
+    ran = {running[0] for _, running in steps if running is not None}
+    reading = {running[0] for call, running in steps if running is not None and call.name in _READING}
+    silent = [name for name, module in members.modules.items() if name not in ran and module._parameters]
+    return {name for name in reading if any(other.startswith(f"{name}." if name else "") for other in silent)}
+
+
+_READING = {"aten._local_scalar_dense", "aten.is_nonzero"}
 
 
 def _doubtful(assembly: Assembly) -> list[tuple[Place, str]]:

@@ -49,9 +49,13 @@ class Problem:
     error: str
 
 
+SEEDS = 4
+"""How many smaller networks are tried."""
+
+
 def first_problem(attempt: Attempt) -> Problem | None:
     """Run a smaller network on the meta device; return its first step whose shape is not what the trace says."""
-    for seed in range(3):  # sizes that are equal once by chance are not thrice
+    for seed in range(SEEDS):  # sizes that are equal once by chance are not each time
         problem = _problem(attempt, _fewer(attempt, seed))
         if problem is not None:
             return problem
@@ -98,12 +102,14 @@ def _fewer(attempt: Attempt, seed: int) -> Keep:
 def _pick(number: int, choices: int, seed: int, rng: np.random.Generator) -> int:
     """Choose one of so many numbers of bundles, or one more than these where there is but one.
 
-    Few choices are dealt out by the number of the group, so that two groups differ for one of the seeds; of many,
-    chance does that.
+    Few choices are dealt out by the number of the group, so that two groups differ for one of the first seeds, and
+    neighbours differ the other way for the last; of many, chance does that.
     """
-    if choices == 1:
-        return number % 7 >> seed & 1  # one of the three seeds drops some in any case
-    return number // choices**seed % choices if choices <= 8 else int(rng.integers(choices))
+    if choices > 8:
+        return int(rng.integers(choices))
+    base, digit = max(2, choices), seed % (SEEDS - 1)
+    dealt = (number % 7 if choices == 1 else number) // int(base**digit) % base
+    return dealt if seed == digit else base - 1 - dealt
 
 
 def shrunk(

@@ -31,5 +31,7 @@ def apply(tape: Tape, findings: Findings, call: Call) -> None:
         pointwise(tape, findings, call)
     elif any(True for _ in tape.all_fields(call.inputs)):
         tape.freeze_tensors(call.inputs, f"{call.name} has no rule for channels")
+    if tape.hints.deciding and any(name in tape.hints.deciding for name, _ in tape.modules):
+        tape.freeze_tensors((*call.inputs, *call.outputs), "a value decides which layers run here, and some did not")
     if packet in NONLINEARITIES:
         findings.activations.append(call.outputs[0])
