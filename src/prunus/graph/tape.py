@@ -97,12 +97,15 @@ class Tape:
         return chosen
 
     def _known_axis(self, own: Tensor, axes: Sequence[int]) -> int | None:
-        """Return the axis along which consecutive labels lie as far apart as where they were first laid out."""
-        start = int(own[(0,) * own.dim()])
+        """Return the axis along which labels follow one another at the distance that they were first laid out at."""
+        values = own.numpy()
+        start = int(values.flat[0])
         for low, high, step in reversed(self.steps):
             if low <= start < high:
                 for axis in axes:
-                    if int(own[tuple(int(a == axis) for a in range(own.dim()))]) - start == step:
+                    line = values[(0,) * axis + (slice(None),) + (0,) * (own.dim() - axis - 1)]
+                    others = line[line != start]  # each may be repeated, as for every position of a kernel
+                    if len(others) and int(others[0]) - start == step:
                         return axis
         return None
 
