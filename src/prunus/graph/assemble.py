@@ -206,6 +206,10 @@ class Assembly:
             weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
         )
         channels = self.ids[use.outputs]
+        tensor = self.traced.state.tensors[weight]
+        if use.output_axis == 0 and len(channels) > tensor.shape[0] and contracted.weight is not tensor:
+            filters = self.traced.tape.along(tensor, 0, "")  # the result has them once an example, say
+            channels = self.ids[filters.numpy()]
         return Layer(
             name or weight,
             weight,

@@ -97,6 +97,22 @@ class DynamicConv(Block):
         return F.conv2d(x.reshape(1, n * c, h, w), weight, padding=1, groups=n).view(n, out, h, w)
 
 
+class Modulated(Block):
+    """StyleGAN2's: the input channels of the weight scaled for every example, then each filter to unit length."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__(width)
+        self.weight = nn.Parameter(torch.randn(width, inputs, 3, 3) / (3 * math.sqrt(inputs)))
+        self.style = nn.Linear(inputs, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        weight = self.weight[None] * (self.style(x.mean((2, 3))).view(n, 1, c, 1, 1) + 1)
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        weight = weight.view(n * weight.shape[1], c, 3, 3)
+        return F.conv2d(x.reshape(1, n * c, h, w), weight, padding=1, groups=n).view(n, -1, h, w)
+
+
 class Blur(Block):
     """A fixed kernel over every channel, before a stride of 2."""
 
@@ -187,6 +203,7 @@ WEIGHTS: dict[str, Piece] = {
     "weight times factor and mask": Piece(lambda c, w: alone(EqualisedConv(c, w), w)),
     "conditional convolution": Piece(CondConv, expected="frozen", notes="the experts are a width, too, which may stay"),
     "conditional convolution, 2 groups": Piece(lambda c, w: CondConv(c, w, groups=2), multiple=2, expected="frozen"),
+    "modulated convolution": Piece(Modulated),
     "dynamic convolution": Piece(
         DynamicConv,
         expected="frozen",
