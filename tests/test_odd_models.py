@@ -270,6 +270,16 @@ def test_torchscript_is_refused(how: str) -> None:
         prune(model)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_part_is_refused_and_the_model_left_as_it_was() -> None:
+    model = net().train()
+    model.second = torch.jit.script(model.second).eval()
+    with pytest.raises(TraceError, match=r"^second is a TorchScript module"):
+        prune(model)
+    assert model.training and model.first.training
+    assert not model.second.training
+
+
 def test_lazy_modules_are_refused_until_they_have_run() -> None:
     model = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.LazyConv2d(4, 3))
     with pytest.raises(TraceError, match=r"^0\.weight has no shape yet; run the model once on real inputs"):

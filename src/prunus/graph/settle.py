@@ -26,8 +26,7 @@ ROUNDS = 100
 
 def settled(model: nn.Module, args: tuple[Any, ...], *, thorough: bool = False) -> ChannelGraph:
     """Trace a model until what a smaller one does agrees with what the trace says."""
-    members = Members(model)
-    _refuse(model, members)
+    members = _accepted(model)
     runner = Runner(args, thorough=thorough)
 
     def settle(hints: Hints) -> tuple[ChannelGraph, Assembly]:
@@ -115,9 +114,15 @@ def _doubtful(assembly: Assembly) -> list[tuple[Place, str]]:
     return found
 
 
-def _refuse(model: nn.Module, members: Members) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("this is a TorchScript module, whose code cannot be followed; give the module it was made of.")
+def _accepted(model: nn.Module) -> Members:
+    """Return the members of a model that can be run on labels; say what cannot."""
+    members = Members(model)
+    scripted = [name for name, module in members.modules.items() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise TraceError(
+            f"{scripted[0] or 'this'} is a TorchScript module, whose code cannot be followed; give the module it was "
+            "made of."
+        )
     compiled = [name for name, module in members.modules.items() if "_orig_mod" in module._modules]
     if compiled:
         raise TraceError(
@@ -128,3 +133,4 @@ def _refuse(model: nn.Module, members: Members) -> None:
     for name, tensor in members.tensors:
         if is_lazy(tensor):
             raise TraceError(f"{name} has no shape yet; run the model once on real inputs before it is pruned.")
+    return members
