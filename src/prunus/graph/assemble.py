@@ -13,7 +13,6 @@ from torch import Tensor
 from prunus.graph.channels import (
     Activation,
     ChannelGraph,
-    ChannelGroup,
     Contraction,
     Freeze,
     Ids,
@@ -25,7 +24,8 @@ from prunus.graph.channels import (
     SizeSetting,
 )
 from prunus.graph.findings import Sited
-from prunus.graph.labels import Fields, Frozen, varying
+from prunus.graph.grouping import groups_of
+from prunus.graph.labels import Fields, Frozen, Owner, varying
 from prunus.graph.layout import bundle_signatures
 from prunus.graph.uses import Traced, Use, runs_of, storage_names
 
@@ -68,7 +68,7 @@ class Assembly:
         layers = _unique(tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None))
         return ChannelGraph(
             tensors=self._labelled(),
-            groups=self._groups(layers),
+            groups=groups_of(self, layers),
             layers=layers,
             contractions=tuple(
                 Contraction(u.weight, u.contracted.positions, u.input_axis) for u in self.uses if u.weight
@@ -178,11 +178,19 @@ class Assembly:
         layout = self.traced.layout
         frozen = set(layout.bundle[list(self.reasons)].tolist())
         widest: Counter[int] = Counter()
-        for owner in self.traced.tape.owners:
-            run = layout.bundle[layout.component[owner.start : owner.start + owner.size]]
-            if owner.size > 1 and int(run[0]) not in frozen and (run == run[0]).all():
-                widest[int(run[0])] = max(widest[int(run[0])], owner.size)
+        for owner, low, high in self.ranges(layout.bundle[layout.component]):
+            if owner.size > 1 and low == high and low not in frozen:
+                widest[low] = max(widest[low], owner.size)
         return {bundle: self._tied_because(bundle, size) for bundle, size in widest.items()}
+
+    def ranges(self, values: npt.NDArray[np.int64]) -> list[tuple[Owner, int, int]]:
+        """Return every owner of a run of labels with the least and the largest of the run's values."""
+        owners = self.traced.tape.owners
+        if not owners:
+            return []
+        starts = np.array([owner.start for owner in owners])
+        least, largest = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        return list(zip(owners, least.tolist(), largest.tolist(), strict=True))
 
     def _tied_because(self, bundle: int, size: int) -> Frozen:
         """Say which operation coupled a whole width first."""
@@ -238,72 +246,6 @@ class Assembly:
             for name, tensor in state.tensors.items()
         }
 
-    def _groups(self, layers: tuple[Layer, ...]) -> tuple[ChannelGroup, ...]:
-        """Put bundles that run through the same places together, named by their first layer."""
-        layout = self.traced.layout
-        rank = np.full(len(self.prunable), np.iinfo(np.int64).max)
-        width = max((len(layer.channels) for layer in layers), default=0) + 1
-        for position, layer in reversed(list(enumerate(layers))):
-            alive = np.flatnonzero(layer.channels >= 0)
-            rank[layer.channels[alive][::-1]] = position * width + alive[::-1]
-        signatures = bundle_signatures(layout)[layout.bundle[self.prunable]]
-        keys, group_of = np.unique(signatures, return_inverse=True)
-        members = [np.flatnonzero(group_of == k) for k in range(len(keys))] if len(keys) < 64 else _split(group_of)
-        members = [channels[np.argsort(rank[channels], kind="stable")] for channels in members]
-        members.sort(key=lambda channels: int(rank[channels[0]]))
-        tensors = self._tensors_of(members)
-        seen: Counter[str] = Counter()
-        groups = []
-        for channels, runs in zip(members, tensors, strict=True):
-            name = layers[int(rank[channels[0]]) // width].name
-            seen[name] += 1
-            label = name if seen[name] == 1 else f"{name}#{seen[name]}"
-            groups.append(self._group(label, channels, runs))
-        return tuple(groups)
-
-    def _group(self, name: str, channels: Ids, tensors: tuple[tuple[str, int], ...]) -> ChannelGroup:
-        layout = self.traced.layout
-        if not self.traced.tape.ties:  # every channel counts for itself
-            return self._apart(name, channels, tensors)
-        components = self.prunable[channels]
-        known, first, pieces = np.unique(layout.signature[components], return_index=True, return_inverse=True)
-        order = np.argsort(first)  # pieces in the order in which their first channels lie
-        pieces = np.argsort(order)[pieces]
-        bundle = int(layout.bundle[components[0]])
-        if bundle in self.levels:
-            signatures = known[order]
-            rows = [[level[int(signature)] for signature in signatures] for level in self.levels[bundle]]
-            return ChannelGroup(name, channels, tensors, pieces.astype(np.int64), np.array(rows, np.int64))
-        inside = layout.bundle[components]
-        count = len(np.unique(inside))
-        if count == len(channels):
-            return self._apart(name, channels, tensors)
-        each = np.bincount(pieces[inside == bundle], minlength=len(known))
-        levels = np.arange(1, count + 1)[:, None] * each
-        if self.traced.tape.reorders and count > 1:
-            levels = levels[levels.min(axis=1) > 1]  # a piece of one channel has no order that could be traced
-        return ChannelGroup(name, channels, tensors, pieces.astype(np.int64), levels)
-
-    def _apart(self, name: str, channels: Ids, tensors: tuple[tuple[str, int], ...]) -> ChannelGroup:
-        """Return a group of which any channels may stay; two at least where their order must be traced."""
-        least = min(2, len(channels)) if self.traced.tape.reorders else 1
-        levels = None if least == 1 else np.arange(least, len(channels) + 1)[:, None]
-        return ChannelGroup(name, channels, tensors, None, levels)
-
-    def _tensors_of(self, members: Sequence[Ids]) -> list[tuple[tuple[str, int], ...]]:
-        group_of = np.full(len(self.prunable) + 1, -1, np.int64)
-        for number, channels in enumerate(members):
-            group_of[channels] = number
-        runs: list[set[tuple[str, int]]] = [set() for _ in members]
-        for owner in (*self.traced.tape.owners, *self.traced.tape.others):
-            if owner.tensor:
-                found = group_of[self.ids[owner.start : owner.start + owner.size]]
-                low, high = int(found.min()), int(found.max())
-                for number in (low,) if low == high else np.unique(found).tolist():
-                    if number >= 0:
-                        runs[number].add((owner.tensor, owner.axis))
-        return [tuple(sorted(run)) for run in runs]
-
     def _activations(self) -> tuple[Activation, ...]:
         """Say which channels each non-linearity's result carries along axis 1; those without are left out."""
         found = []
@@ -321,9 +263,9 @@ class Assembly:
         stays = np.zeros(self.traced.layout.count, np.bool_)
         stays[[c for c in self.reasons if self.produced[c]]] = True
         counted: Counter[tuple[str, str, str, str]] = Counter()
-        for owner in self.traced.tape.owners:
+        for owner, _, some in self.ranges(stays[component].astype(np.int64)):
             run = component[owner.start : owner.start + owner.size]
-            if owner.tensor and stays[run].any():
+            if owner.tensor and some and stays[run].any():
                 found = np.unique(run[stays[run]])
                 stays[found] = False  # each is reported once, with its first tensor
                 for c in found.tolist():
@@ -343,8 +285,3 @@ def _because(reason: str, op: str = "", where: str = "") -> Frozen:
 def _unique(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """Keep the first of the layers that share a weight (a module that runs several times)."""
     return tuple({layer.weight: layer for layer in reversed(layers)}.values())[::-1]
-
-
-def _split(group_of: Ids) -> list[Ids]:
-    order = np.argsort(group_of, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
