@@ -97,3 +97,26 @@ def test_a_network_that_runs_another_way_fails() -> None:
 def test_not_a_number_is_never_equal() -> None:
     verification = proven("plain", "head.weight", float("nan"))
     assert not verification.passed and math.isinf(verification.max_relative_error)
+
+
+class Shortening(nn.Module):
+    """A norm that computes in float32 by name, as many do for half precision's sake, and a grid of that type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.to(torch.float32).square().mean(1, keepdim=True) + 1e-6)
+        return y.type_as(x) + torch.linspace(0, 1, x.shape[-1], dtype=torch.float32)
+
+
+def test_what_asks_for_float32_is_proven_in_float64() -> None:
+    """Rounding to float32 on the way would hide, or look like, a difference."""
+    torch.manual_seed(0)
+    model = randomise(
+        nn.Sequential(nn.Conv2d(3, 64, 3), Shortening(), nn.Conv2d(64, 48, 3), nn.Flatten(), nn.Linear(48 * 16, 5))
+    )
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(model, x)
+    plan = half_plan(graph)
+    verification = verify(model, remove(model, graph, plan), graph, plan, x)
+    assert (verification.passed, verification.dtype) == (True, "float64")
+    assert verification.max_relative_error <= 1e-13
