@@ -109,6 +109,24 @@ def test_the_page_has_a_line_a_network_and_the_totals(root: Path, checks: Checks
     assert run(root, "--check") == 0
 
 
+def test_of_a_network_that_is_left_large_the_largest_tensor_is_named() -> None:
+    output = FrozenChannels(tensor="fc.weight", count=1, channels=9, op="", where="", reason="an output of the model")
+    row = CheckRow(
+        spec="a",
+        verdict="exact",
+        ratio=0.5,
+        params_before=1000,
+        params_after=500,
+        largest="fc.weight",
+        largest_params=300,
+        frozen=(output,),
+    )
+    assert coverage.cells(row)[-1] == "60% of what is left is fc.weight, which gives the outputs"
+    other = row.model_copy(update={"largest": "x"})
+    assert coverage.cells(other)[-1] == "60% of what is left is x"
+    assert coverage.cells(row.model_copy(update={"params_after": 400}))[-1] == "–"
+
+
 def test_only_what_is_missing_failed_or_named_is_checked(root: Path, checks: Checks) -> None:
     checks.failing = {"c"}
     run(root)

@@ -57,7 +57,8 @@ class CheckRow(BaseModel):
     ``"exact"``: the pruned network equals the reference within 1e-10 relative, in float64. ``"approximate"``: it passed
     within a wider tolerance only; `reason` names the operations. ``"failed"``: `reason` says why, and figures that were
     not reached are None. `mixing` names the operations that take statistics over channels, in the reference over the
-    kept ones alone. Parameters are counted on the two networks, MACs are those of one example.
+    kept ones alone. Parameters are counted on the two networks, MACs are those of one example. `largest` is the tensor
+    with most of the pruned network's parameters, `largest_params` their number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +70,8 @@ class CheckRow(BaseModel):
     input_shapes: tuple[tuple[int, ...], ...] = ()
     params_before: int | None = None
     params_after: int | None = None
+    largest: str = ""
+    largest_params: int | None = None
     macs_before: int | None = None
     macs_after: int | None = None
     max_relative_error: float | None = None
@@ -203,6 +206,7 @@ def _check(source: Source, ratio: float, seed: int) -> CheckRow:
             "verdict": verdict,
             "reason": reason,
             "params_after": _count_parameters(result.model),
+            **_largest(result.model),
             "macs_before": result.plan.before.macs,
             "macs_after": result.plan.after.macs,
             "max_relative_error": _finite(result.verification.max_relative_error),
@@ -211,6 +215,11 @@ def _check(source: Source, ratio: float, seed: int) -> CheckRow:
             "frozen": group_frozen(result.graph.frozen),
         }
     )
+
+
+def _largest(model: nn.Module) -> dict[str, object]:
+    name, parameter = max(model.named_parameters(), key=lambda item: item[1].numel())
+    return {"largest": name, "largest_params": parameter.numel()}
 
 
 def judge(verification: Verification) -> tuple[Verdict, str]:
