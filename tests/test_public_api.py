@@ -15,6 +15,7 @@ EXPECTED = {
     "Budget",
     "CRITERIA",
     "MODELS",
+    "SoftPruner",
     "allocate",
     "build_model",
     "load",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from prunus.graph.rules.own import op_rule, over_channels, over_space, remove_op_rule
     from prunus.graph.rules.pointwise import pointwise
     from prunus.graph.trace import trace
+    from prunus.methods import SoftPruner
     from prunus.migration import migrate_optimizer
     from prunus.models import MODELS, build_model
     from prunus.plan import PruningPlan
@@ -64,6 +65,7 @@ __all__ = [
     "PruningPlan",
     "PrunusError",
     "RunError",
+    "SoftPruner",
     "SurgeryError",
     "TraceError",
     "Verification",
@@ -103,6 +105,7 @@ _HOMES = {
     "prunus.graph.rules.own": ("op_rule", "over_channels", "over_space", "remove_op_rule"),
     "prunus.graph.rules.pointwise": ("pointwise",),
     "prunus.graph.trace": ("trace",),
+    "prunus.methods": ("SoftPruner",),
     "prunus.migration": ("migrate_optimizer",),
     "prunus.models": ("MODELS", "build_model"),
     "prunus.plan": ("PruningPlan",),

@@ -5,6 +5,19 @@ from __future__ import annotations
 from prunus.methods.choice import Choice
 from prunus.methods.dynamic import DynamicSearch
 from prunus.methods.masks import mask_channels
+from prunus.methods.own_loop import EpochChoice, SoftPruner
+from prunus.methods.penalties import PENALTIES
 from prunus.methods.schedules import Removal, carry_out, iterative, one_shot
 
-__all__ = ["Choice", "DynamicSearch", "Removal", "carry_out", "iterative", "mask_channels", "one_shot"]
+__all__ = [
+    "PENALTIES",
+    "Choice",
+    "DynamicSearch",
+    "EpochChoice",
+    "Removal",
+    "SoftPruner",
+    "carry_out",
+    "iterative",
+    "mask_channels",
+    "one_shot",
+]

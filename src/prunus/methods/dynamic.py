@@ -6,6 +6,7 @@ in the manner of soft filter pruning (arXiv:1808.06866).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from prunus.errors import FileFormatError
 from prunus.graph.channels import ChannelGraph, Keep
 from prunus.methods.choice import Choice
 from prunus.methods.masks import WHISPER, mask_channels
-from prunus.plan import PruningPlan
+from prunus.plan import PruningPlan, plan_from_keep
 
 
 class DynamicSearch:
@@ -34,6 +35,7 @@ class DynamicSearch:
         ramp_epochs: epochs until the target is reached, at least 1.
         stable_overlap: Jaccard overlap of two choices' kept channels from which on they count as the same.
         stable_epochs: how many choices in a row must be the same.
+        agree: what the processes that train together make of their choices, (channel_count + 1,) flags, all alike.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class DynamicSearch:
         ramp_epochs: int,
         stable_overlap: float = 0.98,
         stable_epochs: int = 2,
+        agree: Callable[[Keep], Keep] | None = None,
     ) -> None:
         self.graph = graph
         self.dense = dense
@@ -54,6 +57,7 @@ class DynamicSearch:
         self.ramp_epochs = ramp_epochs
         self.stable_overlap = stable_overlap
         self.stable_epochs = stable_epochs
+        self.agree = agree
         self.keep: Keep = graph.keep_all()
         self.stable = 0
         self.returned_ever: set[int] = set()
@@ -65,7 +69,7 @@ class DynamicSearch:
         at_target = progress == 1.0
         # The target as the user gave it: its last step has no rounding of its own.
         budget = self.budget if at_target else self.budget.partway(self.dense, progress)
-        plan = self.choice.plan(model, self.graph, budget)
+        plan = self._agreed(self.choice.plan(model, self.graph, budget))
         keep = plan.keep_array(self.graph)
         overlap = jaccard(self.keep[:-1], keep[:-1])
         returned = np.flatnonzero(keep[:-1] & ~self.keep[:-1])
@@ -90,7 +94,15 @@ class DynamicSearch:
 
     def final_plan(self, model: nn.Module) -> PruningPlan:
         """Choose for the last time, at the whole target, after the training has ended."""
-        return self.choice.plan(model, self.graph, self.budget)
+        return self._agreed(self.choice.plan(model, self.graph, self.budget))
+
+    def _agreed(self, plan: PruningPlan) -> PruningPlan:
+        """Return the plan that all processes follow."""
+        if self.agree is None:
+            return plan
+        own = plan.keep_array(self.graph)
+        keep = self.agree(own)
+        return plan if np.array_equal(keep, own) else plan_from_keep(self.graph, keep)
 
     def state(self) -> dict[str, Any]:
         """Hand out what the search remembers."""
