@@ -79,7 +79,9 @@ def _settled(
         attempt = Attempt(model, runner, recording, assembly, graph, repairs)
         problem = first_problem(attempt)
         while problem is not None and repairs.repair(problem, attempt):
-            problem = first_problem(attempt)
+            found = first_problem(attempt)
+            # What breaks a step that had fitted is no repair: the next one is tried instead.
+            problem = problem if found is not None and found.comes_before(problem) else found
         if problem is None:
             settings = repairs.settings(recording.steps, assembly)
             return dataclasses.replace(graph, settings=(*graph.settings, *settings)), assembly

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,13 +41,21 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Problem:
-    """The first step of a smaller network that does not fit: where, and the modules that were running."""
+    """The first step of a smaller network that does not fit: where, and the modules that were running.
+
+    `seed` says which of the smaller networks it was.
+    """
 
     training: bool
     index: int
     place: Place
     modules: tuple[tuple[str, nn.Module], ...]
     error: str
+    seed: int = 0
+
+    def comes_before(self, other: Problem) -> bool:
+        """Say whether a search for problems meets this one first."""
+        return (self.seed, self.training, self.index) < (other.seed, other.training, other.index)
 
 
 SEEDS = 4
@@ -58,7 +67,7 @@ def first_problem(attempt: Attempt) -> Problem | None:
     for seed in range(SEEDS):  # sizes that are equal once by chance are not each time
         problem = _problem(attempt, _fewer(attempt, seed))
         if problem is not None:
-            return problem
+            return dataclasses.replace(problem, seed=seed)
     return None
 
 
