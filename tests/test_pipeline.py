@@ -220,8 +220,15 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"schedule": "iterative", "rounds": 2, "params": 0.4, "finetune_epochs": 2}, "params", 0.4),
         ({"degree": "activation", "scope": "local", "macs": "400k", "params": 0.9}, "macs", 400_000 / 763_520),
         ({"pruning_ratio": 0.5, "criterion": "random", "finetune_epochs": 0}, "channels", 0.5),
+        ({"pruning_ratio": 0.5, "criterion": "taylor", "finetune_epochs": 0}, "channels", 0.5),
+        ({"pruning_ratio": 0.5, "criterion": "delivered_energy", "finetune_epochs": 0}, "channels", 0.5),
+        (
+            {"method": "layer-fusion", "criterion": "taylor", "macs": 0.5, "search_epochs": 2, "finetune_epochs": 0},
+            "macs",
+            0.5,
+        ),
     ],
-    ids=["layer-fusion", "iterative", "activation", "ratio"],
+    ids=["layer-fusion", "iterative", "activation", "ratio", "gradients", "energy", "layer-fusion by gradients"],
 )
 def test_every_method_from_a_checkpoint(
     finished: Path, tmp_path: Path, changes: dict[str, Any], cost: str, share: float
