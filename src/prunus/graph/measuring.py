@@ -182,9 +182,9 @@ class _Spread:
         self.squares: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        rows = rows.double()
-        new, mean = rows.shape[1], rows.mean(1)
-        squares = (rows - mean[:, None]).square().sum(1)
+        new = rows.shape[1]
+        variance, mean = torch.var_mean(rows.double(), 1, correction=0)
+        squares = variance * new
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = new, mean, squares
             return

@@ -69,7 +69,7 @@ class Run:
         """Return training images, without augmentation, for criteria that look at activations; (N, C, H, W), CPU."""
         return self.normalize(self.split.train_images[self._chosen(count)])
 
-    def labelled_calibration(self, count: int = 512, batch_size: int = 64) -> list[tuple[Tensor, Tensor]]:
+    def labelled_calibration(self, batch_size: int, count: int = 512) -> list[tuple[Tensor, Tensor]]:
         """Return the same images in batches with their labels, (N,), for criteria that look at gradients."""
         # In an order of its own: a folder's images lie class by class, and batches of one class say little.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.config.seed))

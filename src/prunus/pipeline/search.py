@@ -21,6 +21,7 @@ from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
 
+_BATCH = 64  # images that are measured at once
 _RAMP_SHARE = 0.6  # of the search epochs, until the whole target is reached; the rest lets the structure settle
 
 
@@ -73,9 +74,9 @@ def choice(run: Run, reserve: int) -> Choice:
     measured = needed(config.criterion_name, config.criterion_options)
     calibration: Calibration | None = None
     if measured & ON_LABELS:
-        calibration = run.labelled_calibration()
+        calibration = run.labelled_calibration(_BATCH)
     elif measured & ON_IMAGES:
-        calibration = run.calibration()
+        calibration = run.calibration().split(_BATCH)
     return Choice(
         criterion=config.criterion_name,
         options=config.criterion_options,
