@@ -38,4 +38,4 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shared(torch.relu(self.shared(torch.relu(self.stem(x)))))
-        return self.fc((x + 0 * self.idle(x)).mean((2, 3)))
+        return self.fc((x + self.idle(x).detach()).mean((2, 3)))

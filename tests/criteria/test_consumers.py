@@ -111,7 +111,7 @@ def test_delivered_energy_of_a_residual_sum() -> None:
     expected = seen["conv2"].var((0, 2, 3), correction=0) * inner
     expected += seen["fc"].var(0, correction=0) * model.fc.weight.square().sum(0).detach()
     graph = trace(model, IMAGES)
-    for calibration in (IMAGES, [IMAGES[:3], IMAGES[3:]], iter(BATCHES)):
+    for calibration in (IMAGES, [IMAGES[:3], IMAGES[3:4], IMAGES[4:]], iter(BATCHES)):
         found = score(model, graph, "delivered_energy", calibration=calibration)["conv1"]
         torch.testing.assert_close(found, expected)
     assert "conv1" in score(model, sum_graph(), "delivered_energy", calibration=IMAGES)  # no sites: data-free instead

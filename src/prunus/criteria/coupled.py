@@ -113,7 +113,10 @@ class Consumers:
 
 
 def _inputs(layer: Layer, tensor: LabelledTensor, weight: Tensor, norm: NormValues | None) -> tuple[Ids, Floats]:
-    """Return the channel id and the energy of every input slice of a weight, (C_in,); −1 for what passes one by one."""
+    """Return the channel id and the energy of every input slice of a weight, (C_in,).
+
+    −1 is what always stays, or what a depthwise convolution passes on one by one: its weight has no such slices.
+    """
     filters = layer.filters(weight)
     groups = layer.groups
     energy = filters.square().reshape(*filters.shape[:2], -1).sum(2)  # (C_out, C_in / groups)
@@ -126,6 +129,4 @@ def _inputs(layer: Layer, tensor: LabelledTensor, weight: Tensor, norm: NormValu
         if runs == {0} if layer.transposed else 1 in runs:
             plain = torch.from_numpy(field.reshape(*field.shape[:2], -1)[:, :, 0].copy()).expand(tensor.shape[:2])
             ids = layer.filters(plain).unflatten(0, (groups, -1))[:, 0].numpy()
-    if by_group.shape[1] == 1 < groups and len(layer.channels) == len(energy):  # depthwise: a channel goes in and out
-        ids = np.where((layer.channels.reshape(groups, -1) == ids).all(1, keepdims=True), -1, ids)
     return ids.reshape(-1), by_group.reshape(-1).numpy()
