@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus.criteria import score
 from prunus.criteria.coupled import Consumers
+from prunus.graph.ignore import keeping
 from prunus.graph.trace import trace
 
 
@@ -168,3 +169,12 @@ def test_a_channel_that_a_layer_makes_twice_is_consumed_twice() -> None:
     assert use.channels.tolist() == [1, 0, 2]
     energy = squared(model.join.weight, 0, 2, 3)
     assert use.energy.tolist() == pytest.approx([energy[0], energy[2], energy[2]]) and use.variance is None
+
+
+def test_what_always_stays_is_read_by_nobody() -> None:
+    """`left` is kept whole: only `right`'s slices of `join` count, for a layer with a fixed channel as well."""
+    graph, model = keeping(concat_graph(), ["left"], "a test"), Concat()
+    read = dict(model.named_parameters())
+    (use,) = Consumers(graph, lambda name: read[name].detach(), lambda layer: None, None).of(np.array([-1, 1, 0]))
+    assert use.channels.tolist() == [2, 1]
+    assert use.energy.tolist() == pytest.approx(squared(model.join.weight, 0, 2, 3)[3:])
