@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from prunus import api
 from prunus.cost import count_cost, predict_cost
 from prunus.errors import BudgetError, ConfigError
 from prunus.graph.ignore import with_outputs, without
 from prunus.models import build_model
+from prunus.verify import Verification
 
 
 class Mine(nn.Module):
@@ -69,6 +73,21 @@ def test_a_criterion_of_ones_own(model: nn.Module) -> None:
     result = prunus.prune(model, X, criterion=lambda layer: -layer.weight.flatten(1).norm(dim=1), pruning_ratio=0.25)
     strong = model.body[0].weight.flatten(1).norm(dim=1).argsort(descending=True)[:4]
     assert not set(strong.tolist()) & set(result.plan.groups[1].keep)
+
+
+def test_an_iterator_of_calibration_serves_every_attempt(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    proven = api._proven
+
+    def fails_first(*args: Any) -> Any:
+        tries.append(len(tries))
+        return proven(*args) if tries[-1] else (None, Verification(False, 1.0, 0.0, "float64", 0, 0, "no"))
+
+    monkeypatch.setattr(api, "_proven", fails_first)
+    batches = [(X, torch.tensor([0, 1]))]
+    result = prunus.prune(model, X, criterion="taylor", pruning_ratio=0.5, calibration=iter(batches))
+    assert tries == [0, 1] and result.verification.passed
+    assert result.plan == prunus.prune(model, X, criterion="taylor", pruning_ratio=0.5, calibration=batches).plan
 
 
 def test_ignored_layers_keep_their_shape(model: nn.Module) -> None:

@@ -24,6 +24,8 @@ from prunus.files import load_tensors, read_json, save_tensors
 from prunus.graph.trace import trace
 from prunus.methods import schedules
 from prunus.models import build_model
+from prunus.pipeline.run import prepare
+from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.search import rounds_epochs
 from prunus.plan import PruningPlan
 from prunus.training import evaluate
@@ -208,6 +210,19 @@ def test_a_wrong_criterion_is_said_before_any_training(tmp_path: Path) -> None:
     assert "criterion: l1_norm" in (tmp_path / "a" / "config.yaml").read_text()
 
 
+def test_calibration_images_come_with_their_own_labels(tmp_path: Path) -> None:
+    """In batches of many classes, none twice, and without augmentation."""
+    config = RunConfig.model_validate({**SETTINGS, "out": tmp_path})
+    run = prepare(config, RunFolder(tmp_path), torch.device("cpu"), Console(file=io.StringIO()))
+    batches = run.labelled_calibration(64, count=200)
+    assert [len(labels) for _, labels in batches] == [64, 64, 64, 8]
+    images = run.normalize(run.split.train_images).flatten(1)
+    places = [int((images == image.flatten()).all(1).nonzero()[0]) for batch, _ in batches for image in batch]
+    assert len(set(places)) == 200
+    assert torch.equal(run.split.train_labels[places], torch.cat([labels for _, labels in batches]))
+    assert len(batches[0][1].unique()) > 5
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--device cuda:77"):
         compress(tmp_path / "a", device="cuda:77")
@@ -220,8 +235,15 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"schedule": "iterative", "rounds": 2, "params": 0.4, "finetune_epochs": 2}, "params", 0.4),
         ({"degree": "activation", "scope": "local", "macs": "400k", "params": 0.9}, "macs", 400_000 / 763_520),
         ({"pruning_ratio": 0.5, "criterion": "random", "finetune_epochs": 0}, "channels", 0.5),
+        ({"pruning_ratio": 0.5, "criterion": "taylor", "finetune_epochs": 0}, "channels", 0.5),
+        ({"pruning_ratio": 0.5, "criterion": "delivered_energy", "finetune_epochs": 0}, "channels", 0.5),
+        (
+            {"method": "layer-fusion", "criterion": "taylor", "macs": 0.5, "search_epochs": 2, "finetune_epochs": 0},
+            "macs",
+            0.5,
+        ),
     ],
-    ids=["layer-fusion", "iterative", "activation", "ratio"],
+    ids=["layer-fusion", "iterative", "activation", "ratio", "gradients", "energy", "layer-fusion by gradients"],
 )
 def test_every_method_from_a_checkpoint(
     finished: Path, tmp_path: Path, changes: dict[str, Any], cost: str, share: float

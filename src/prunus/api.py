@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.allocation import allocate
 from prunus.budget import Budget
-from prunus.criteria import Criterion, score
+from prunus.criteria import Calibration, Criterion, score
 from prunus.errors import BudgetError, ConfigError, VerificationError
 from prunus.graph.channels import ChannelGraph, ChannelGroup
 from prunus.graph.ignore import keeping, with_outputs, without
@@ -48,7 +48,7 @@ def prune(
     round_to: int = 1,
     ignore: Iterable[str] = (),
     freeze: Iterable[str] = (),
-    calibration: Tensor | Iterable[Tensor] | None = None,
+    calibration: Calibration | None = None,
     seed: int = 0,
     **options: Any,
 ) -> PruneResult:
@@ -66,9 +66,10 @@ def prune(
         round_to: the multiple that kept widths should be.
         ignore: names of layers or modules that keep their exact shape.
         freeze: names of layers or modules whose outputs stay as many, while their inputs may become fewer.
-        calibration: inputs for the criteria that look at activations.
+        calibration: what the criteria that look at activations or gradients measure on: images, (N, C, H, W), an
+            iterable of batches, or one of (images, labels) pairs, which taylor needs; see `prunus.score`.
         seed: for the criteria that draw.
-        **options: passed to the criterion.
+        **options: passed to `prunus.score`: the criterion's own, ``reduce``, ``normalize`` and ``needs``.
 
     Returns:
         The smaller network, the plan, the verification and the channel graph.
@@ -83,6 +84,8 @@ def prune(
         raise ConfigError("give one of budget=prunus.Budget(macs=0.5) and pruning_ratio=0.5.")
     chosen = budget if budget is not None else Budget(pruning_ratio=pruning_ratio)
     clock = _Clock()
+    if isinstance(calibration, Iterator):  # scores may be taken several times
+        calibration = list(calibration)
     ignored, frozen = ((v,) if isinstance(v, str) else tuple(v) for v in (ignore, freeze))
     graph = with_outputs(without(trace(model, example_inputs), ignored), frozen)
     clock.stop("trace")

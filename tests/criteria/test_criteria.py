@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunus.criteria import CRITERIA, LayerValues, NormValues, get_criterion
+from prunus.criteria import CRITERIA, ConsumerValues, LayerValues, NormValues, get_criterion
 from prunus.errors import ConfigError
 
 
@@ -118,7 +118,19 @@ ALL_OPTIONS: list[tuple[str, dict[str, object]]] = [
     ("l1_norm", {}),
     ("l2_norm", {}),
     ("bn_scale", {}),
+    ("fpgm", {}),
+    ("group_norm", {}),
+    ("apoz", {}),
+    ("hrank", {}),
+    ("taylor", {}),
+    ("delivered_energy", {}),
+    ("delivered_energy", {"variance": "data-free"}),
 ]
+
+
+def test_what_must_hold_is_tested_of_every_criterion() -> None:
+    """All but the control, which has one number a place, not a channel."""
+    assert {name for name, _ in ALL_OPTIONS} == set(CRITERIA) - {"random"}
 
 
 @st.composite
@@ -130,15 +142,45 @@ def layers(draw: st.DrawFn) -> LayerValues:
     weight *= torch.rand(shape, generator=generator) < draw(st.sampled_from([1.0, 0.6, 0.2]))
     gamma, beta, mean, bias = torch.randn(4, shape[0], generator=generator, dtype=torch.float64)
     var, zeros = torch.rand(2, shape[0], generator=generator, dtype=torch.float64)
-    return LayerValues("layer", weight, bias, NormValues(gamma, beta, mean, var, 1e-3), zeros)
+    ranks, coupled, *first_order = torch.rand(5, shape[0], generator=generator, dtype=torch.float64)
+    ranks[draw(st.integers(0, shape[0] - 1))] = math.nan
+    consumers = []
+    for number in range(draw(st.integers(0, 2))):
+        channels = torch.randint(shape[0], (4,), generator=generator)  # some several times, some not at all
+        energy, seen = torch.rand(2, 4, generator=generator, dtype=torch.float64)
+        seen[number] = math.nan
+        consumers.append(ConsumerValues(f"next{number}", channels, energy, seen))
+    return LayerValues(
+        "layer",
+        weight,
+        bias,
+        NormValues(gamma, beta, mean, var, 1e-3),
+        zero_fraction=zeros,
+        feature_rank=ranks,
+        first_order=torch.stack(first_order) - 0.5,
+        consumers=tuple(consumers),
+        coupled_norm=coupled,
+        rectified=draw(st.booleans()),
+    )
 
 
 def permuted(layer: LayerValues, order: Tensor) -> LayerValues:
     norm = layer.norm
     assert norm is not None and norm.mean is not None and norm.var is not None
-    assert layer.bias is not None and layer.zero_fraction is not None
-    moved = NormValues(norm.gamma[order], norm.beta[order], norm.mean[order], norm.var[order], norm.eps)
-    return LayerValues(layer.name, layer.weight[order], layer.bias[order], moved, layer.zero_fraction[order])
+    assert layer.bias is not None and layer.zero_fraction is not None and layer.feature_rank is not None
+    assert layer.first_order is not None and layer.coupled_norm is not None and layer.consumers is not None
+    place = order.argsort()  # where each channel went
+    return dataclasses.replace(
+        layer,
+        weight=layer.weight[order],
+        bias=layer.bias[order],
+        norm=NormValues(norm.gamma[order], norm.beta[order], norm.mean[order], norm.var[order], norm.eps),
+        zero_fraction=layer.zero_fraction[order],
+        feature_rank=layer.feature_rank[order],
+        first_order=layer.first_order[:, order],
+        consumers=tuple(dataclasses.replace(use, channels=place[use.channels]) for use in layer.consumers),
+        coupled_norm=layer.coupled_norm[order],
+    )
 
 
 @pytest.mark.parametrize(("name", "options"), ALL_OPTIONS)
@@ -221,5 +263,7 @@ def test_names_and_options_are_looked_up_with_the_near_match() -> None:
 
 
 def test_every_criterion_is_in_the_registry() -> None:
-    assert sorted(CRITERIA) == ["bn_scale", "channel_sparsity", "fused_conv_bn", "l1_norm", "l2_norm", "random"]
+    own = {"channel_sparsity", "fused_conv_bn", "delivered_energy"}
+    known = {"l1_norm", "l2_norm", "bn_scale", "fpgm", "taylor", "apoz", "hrank", "group_norm", "random"}
+    assert set(CRITERIA) == own | known
     assert all(function.__name__ == name and function.__doc__ for name, function in CRITERIA.items())

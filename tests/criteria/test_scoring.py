@@ -212,8 +212,9 @@ def test_another_network_and_no_batches() -> None:
 def test_the_zoo_is_scored_throughout(name: str) -> None:
     model = build_model(name)
     graph = trace(model, torch.zeros(1, 3, 32, 32))
+    batches = [(torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))]
     for criterion in CRITERIA:
-        scores = score(model, graph, criterion)
+        scores = score(model, graph, criterion, calibration=batches)
         assert {group.name: group.size for group in graph.groups} == {key: len(v) for key, v in scores.items()}
         assert all(torch.isfinite(values).all() for values in scores.values())
 
@@ -237,6 +238,6 @@ def test_a_criterion_by_name_says_the_same_as_the_function(name: str) -> None:
     model = Unusual()
     graph = trace(model, torch.zeros(1, 3, 4, 4))
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    options = {"normalize": "mean", "reduce": "mean", "calibration": images}
+    options = {"normalize": "mean", "reduce": "mean", "calibration": [(images, torch.tensor([0, 1]))]}
     by_name, by_function = score(model, graph, name, **options), score(model, graph, CRITERIA[name], **options)
     assert by_name and all(torch.equal(by_name[key], by_function[key]) for key in by_function)

@@ -129,7 +129,7 @@ class RunConfig(BaseModel):
         None,
         "Pruning",
         "NAME",
-        "Another score, e.g. l1_norm, bn_scale or the control, random. [default: the method's own]",
+        "Another score, e.g. l1_norm, taylor, delivered_energy or the control, random. [default: the method's own]",
         "l1_norm",
     )
     degree: Literal["weight", "activation", "hoyer"] = flag(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from prunus.criteria.registry import CRITERIA, NORMALIZE, REDUCE, get_criterion
-from prunus.criteria.scoring import read_layers, score
-from prunus.criteria.values import Criterion, LayerValues, NormValues
+from prunus.criteria.calibration import ON_IMAGES, ON_LABELS, Calibration
+from prunus.criteria.reading import read_layers
+from prunus.criteria.registry import CRITERIA, NEEDS, NORMALIZE, REDUCE, get_criterion, needed
+from prunus.criteria.scoring import score
+from prunus.criteria.values import ConsumerValues, Criterion, LayerValues, NormValues
 
 __all__ = [
     "CRITERIA",
+    "NEEDS",
     "NORMALIZE",
+    "ON_IMAGES",
+    "ON_LABELS",
     "REDUCE",
+    "Calibration",
+    "ConsumerValues",
     "Criterion",
     "LayerValues",
     "NormValues",
     "get_criterion",
+    "needed",
     "read_layers",
     "score",
 ]

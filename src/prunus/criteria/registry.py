@@ -5,37 +5,67 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
 
+from prunus.criteria.apoz import apoz
 from prunus.criteria.bn_scale import bn_scale
 from prunus.criteria.channel_sparsity import channel_sparsity
+from prunus.criteria.delivered_energy import delivered_energy
+from prunus.criteria.fpgm import fpgm
 from prunus.criteria.fused_conv_bn import fused_conv_bn
+from prunus.criteria.group_norm import group_norm
+from prunus.criteria.hrank import hrank
 from prunus.criteria.l1_norm import l1_norm
 from prunus.criteria.l2_norm import l2_norm
 from prunus.criteria.random import random
+from prunus.criteria.taylor import taylor
 from prunus.criteria.values import Criterion
 from prunus.errors import ConfigError
 
 Reduce = Literal["mean", "max", "min", "sum", "first"]
-Normalize = Literal["none", "mean", "max"]
+Normalize = Literal["none", "mean", "max", "gaussian", "size", "cost"]
 
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     "channel_sparsity": channel_sparsity,
     "fused_conv_bn": fused_conv_bn,
+    "delivered_energy": delivered_energy,
     "l1_norm": l1_norm,
     "l2_norm": l2_norm,
     "bn_scale": bn_scale,
+    "fpgm": fpgm,
+    "group_norm": group_norm,
+    "apoz": apoz,
+    "hrank": hrank,
+    "taylor": taylor,
     "random": random,
 }
 
-NORMALIZE: dict[str, Normalize] = {"random": "none"}
+NEEDS: dict[str, Mapping[str, Mapping[str, object]]] = {
+    "channel_sparsity": {"zero_fraction": {"degree": "activation"}},
+    "delivered_energy": {"consumers": {}, "variance": {"variance": "calibrated"}},
+    "group_norm": {"coupled_norm": {}},
+    "apoz": {"zero_fraction": {}},
+    "hrank": {"feature_rank": {}},
+    "taylor": {"first_order": {}},
+}
+"""Which optional fields of LayerValues a criterion looks at, each with the options that this is for; none: with any.
+
+Nothing else is measured. ``"variance"`` is that of the consumers; `calibration.py` says which fields need images, and
+which labels.
+"""
+
+FIELDS = ("zero_fraction", "feature_rank", "first_order", "consumers", "variance", "coupled_norm")
+"""All that can be needed."""
+
+NORMALIZE: dict[str, Normalize] = {"random": "none", "taylor": "none", "delivered_energy": "none"}
 """How scores compare across layers unless the caller says so; ``"mean"`` where a name is not here.
 
 Also for the sparsity index, though it lies in [0, 1]: shares of zeros after ReLU differ from layer to layer more than
 from channel to channel, and ranked as they are they empty whole layers. For the weight degree it makes no difference.
+A change of the loss compares across layers as it is; energy was measured to rank best so.
 """
 
 REDUCE: dict[str, Reduce] = {"random": "first"}
@@ -76,6 +106,37 @@ def accepted_options(criterion: Callable[..., Tensor]) -> list[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def needed(criterion: str | Criterion, options: Mapping[str, Any]) -> frozenset[str]:
+    """Return the optional fields that a criterion looks at with these options: those of NEEDS, none for your own.
+
+    Raises:
+        ConfigError: the name or an option is unknown.
+    """
+    function: Any = get_criterion(criterion, **options)
+    given: dict[str, object] = {}
+    while isinstance(function, functools.partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    name = next((name for name, known in CRITERIA.items() if known is function), "")
+    if not name:
+        return frozenset()
+    defaults = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
+    chosen = defaults | given
+    return frozenset(
+        field
+        for field, when in NEEDS.get(name, {}).items()
+        if all(chosen[option] == value for option, value in when.items())
+    )
+
+
+def check_fields(needs: Collection[str]) -> frozenset[str]:
+    """Return what a criterion of one's own needs; a ConfigError names the nearest to a field that there is not."""
+    for field in [needs] if isinstance(needs, str) else needs:
+        if field not in FIELDS:
+            raise ConfigError(f"needs names {field!r}, which no layer has{_near(field, list(FIELDS))}")
+    return frozenset([needs] if isinstance(needs, str) else needs)
 
 
 def _near(name: str, names: list[str]) -> str:

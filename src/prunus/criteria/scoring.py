@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection
 from typing import Any, get_args
 
 import numpy as np
@@ -10,14 +10,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from prunus.criteria.registry import AS_STORED, NORMALIZE, REDUCE, Normalize, Reduce, accepted_options, get_criterion
-from prunus.criteria.values import Criterion, LayerValues, NormValues
-from prunus.errors import ConfigError, ModelError
-from prunus.graph.activations import measure_zero_fractions
-from prunus.graph.channels import ChannelGraph, Layer, Norm
-from prunus.graph.members import named_tensors
-
-Scores = npt.NDArray[np.float64]
+from prunus.criteria.calibration import Calibration
+from prunus.criteria.coupled import saved_macs
+from prunus.criteria.normalising import Scores, normalized
+from prunus.criteria.reading import Scratch, layers_of
+from prunus.criteria.registry import (
+    AS_STORED,
+    NORMALIZE,
+    REDUCE,
+    Normalize,
+    Reduce,
+    accepted_options,
+    check_fields,
+    get_criterion,
+    needed,
+)
+from prunus.criteria.values import Criterion, LayerValues
+from prunus.errors import ConfigError
+from prunus.graph.channels import ChannelGraph
 
 
 def score(
@@ -27,7 +37,8 @@ def score(
     *,
     reduce: Reduce | None = None,
     normalize: Normalize | None = None,
-    calibration: Tensor | Iterable[Tensor] | None = None,
+    calibration: Calibration | None = None,
+    needs: Collection[str] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Tensor]:
@@ -40,9 +51,16 @@ def score(
         reduce: how the scores of a coupled channel's members (the layers of a residual sum, a convolution and the
             depthwise one behind it) join: ``"mean"``, ``"max"``, ``"min"``, ``"sum"`` or ``"first"``. By default the
             mean, and for the criterion random the first.
-        normalize: what a layer's scores are divided by, so that layers compare: ``"mean"`` or ``"max"`` of the layer,
-            or ``"none"``. By default the mean, and for the criterion random none.
-        calibration: images to measure activations on, (N, C, H, W) as the model takes them, or an iterable of batches.
+        normalize: how a layer's scores are made to compare with another's. They are divided by the layer's ``"mean"``
+            or ``"max"``; or by the number of weights and biases that each of its filters has (``"size"``); or by the
+            MACs that removing the coupled channel alone saves, everywhere (``"cost"``); or the layer's mean is taken
+            away and the rest divided by its standard deviation (``"gaussian"``); or they stay as they are (``"none"``).
+            By default the mean, and none for the criteria random, taylor and delivered_energy.
+        calibration: what to measure on, for the criteria that look at more than weights: images, (N, C, H, W) as the
+            model takes them, or an iterable of batches; for taylor, an iterable of (images, labels) pairs, labels as
+            cross-entropy takes them. Only what the criterion needs is measured; the model runs in evaluation mode.
+        needs: for a function of your own, the optional fields of LayerValues that it looks at, such as
+            ``("feature_rank",)``. By default `zero_fraction`, if there is calibration.
         seed: for criteria with an option of that name.
         **options: the criterion's own, such as ``degree="hoyer"``.
 
@@ -50,7 +68,8 @@ def score(
         One float64 tensor a group, (group.size,), in the order of `group.channels`.
 
     Raises:
-        ConfigError: an unknown name or option, or a criterion whose result is not one finite number a channel.
+        ConfigError: an unknown name or option; a criterion whose result is not one finite number a channel; or one that
+            needs images, or labels, which are not there.
         ModelError: the graph was traced from another network.
     """
     name = criterion if isinstance(criterion, str) else ""
@@ -61,9 +80,17 @@ def score(
     if "seed" in (accepted_options(get_criterion(criterion)) or ()):
         function = get_criterion(criterion, **options, seed=seed)
     found = _Members(graph.channel_count, reduce)
-    scratch = _Scratch(name not in AS_STORED) if name else None  # a caller's own function may hold on to what it gets
-    for layer, values in _read_layers(model, graph, calibration, scratch):
-        found.add(layer.channels, _normalized(_checked(function(values), values), normalize))
+    scratch = Scratch(name not in AS_STORED) if name else None  # a caller's own function may hold on to what it gets
+    fields = needed(criterion, options)
+    if needs is not None:
+        fields |= check_fields(needs)
+    elif not name and not fields and calibration is not None:
+        fields |= {"zero_fraction"}
+    called = name or getattr(criterion, "__name__", "the criterion")
+    macs = np.append(saved_macs(graph), 0) if normalize == "cost" else None
+    for layer, values in layers_of(model, graph, calibration, fields, called, scratch):
+        saved = None if macs is None else macs[layer.channels]
+        found.add(layer.channels, normalized(_checked(function(values), values), normalize, values, saved))
     scores = found.result()
     for group in graph.groups:
         if np.isnan(scores[group.channels]).any():
@@ -71,96 +98,6 @@ def score(
                 f"no layer of this graph produces the channels of group {group.name!r}; they have no score."
             )
     return {group.name: torch.from_numpy(scores[group.channels]) for group in graph.groups}
-
-
-def read_layers(
-    model: nn.Module, graph: ChannelGraph, calibration: Tensor | Iterable[Tensor] | None = None
-) -> Iterable[tuple[Layer, LayerValues]]:
-    """Read the values of every layer that produces prunable channels, in float64 on the CPU.
-
-    Args:
-        model: the network that `graph` was traced from.
-        graph: its channel graph.
-        calibration: images to measure activations on; without them `zero_fraction` is None.
-
-    Raises:
-        ModelError: the graph was traced from another network.
-    """
-    return _read_layers(model, graph, calibration, None)
-
-
-def _read_layers(
-    model: nn.Module, graph: ChannelGraph, calibration: Tensor | Iterable[Tensor] | None, scratch: _Scratch | None
-) -> Iterable[tuple[Layer, LayerValues]]:
-    tensors = dict(named_tensors(model))
-    fractions = None
-    if calibration is not None:
-        batches = [calibration] if isinstance(calibration, Tensor) else calibration
-        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-        fractions = measure_zero_fractions(model, graph, (batch.to(device) for batch in batches))
-        fractions = np.append(fractions, np.nan)  # what id −1 reads
-    for layer in graph.layers:
-        if (layer.channels >= 0).any():
-            measured = None if fractions is None else torch.from_numpy(fractions[layer.channels])
-            yield layer, _values(layer, graph, tensors, measured, scratch)
-
-
-class _Scratch:
-    """Memory for the weight of one layer at a time: pages that are fresh for every layer take longer than its score."""
-
-    def __init__(self, copies: bool) -> None:
-        self.memory = torch.empty(0, dtype=torch.float64)
-        self.copies = copies
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """Return a copy in float64 on the CPU that holds until the next one is made, or itself where that does."""
-        if not self.copies and tensor.dtype == torch.float32 and tensor.device.type == "cpu":
-            return tensor
-        if tensor.numel() > len(self.memory):
-            self.memory = torch.empty(tensor.numel(), dtype=torch.float64)
-        return self.memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
-
-
-def _values(
-    layer: Layer,
-    graph: ChannelGraph,
-    tensors: Mapping[str, Tensor],
-    measured: Tensor | None,
-    scratch: _Scratch | None,
-) -> LayerValues:
-    weight = _read(layer.weight, graph, tensors, scratch)
-    if layer.transposed:
-        groups = layer.groups  # (C_in, C_out / groups, …) → (C_out, C_in / groups, …)
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    bias = None if layer.bias is None else _read(layer.bias, graph, tensors)
-    norm = None if layer.norm is None else _norm(layer.norm, len(weight), graph, tensors)
-    return LayerValues(layer.name, weight, bias, norm, measured)
-
-
-def _norm(norm: Norm, channels: int, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> NormValues:
-    def values(name: str | None) -> Tensor | None:
-        return None if name is None else _read(name, graph, tensors)
-
-    gamma, beta = values(norm.weight), values(norm.bias)
-    return NormValues(
-        gamma=torch.ones(channels, dtype=torch.float64) if gamma is None else gamma,
-        beta=torch.zeros(channels, dtype=torch.float64) if beta is None else beta,
-        mean=values(norm.mean),
-        var=values(norm.var),
-        eps=norm.eps,
-    )
-
-
-def _read(name: str, graph: ChannelGraph, tensors: Mapping[str, Tensor], scratch: _Scratch | None = None) -> Tensor:
-    tensor = tensors.get(name)
-    if tensor is None or tuple(tensor.shape) != graph.tensors[name].shape:
-        raise ModelError(
-            f"the graph was traced from another network: {name} has shape {graph.tensors[name].shape} there and is "
-            f"{'missing' if tensor is None else tuple(tensor.shape)} here. Trace this one: prunus.trace(model, inputs)."
-        )
-    if scratch is not None:
-        return scratch.copy(tensor.detach())
-    return tensor.detach().to("cpu", torch.float64, copy=True)  # a criterion may write into it
 
 
 def _checked(result: object, values: LayerValues) -> Scores:
@@ -178,13 +115,6 @@ def _checked(result: object, values: LayerValues) -> Scores:
             f"the criterion's scores for layer {values.name!r} are not all finite; are its weights and statistics?"
         )
     return scores
-
-
-def _normalized(scores: Scores, normalize: Normalize) -> Scores:
-    if normalize == "none":
-        return scores
-    unit = float(scores.mean() if normalize == "mean" else scores.max())
-    return scores / unit if unit > 0 else scores  # a layer of zeros stays one
 
 
 class _Members:

@@ -80,12 +80,19 @@ class Assembly:
                 SizeSetting(module, attribute, (self.ids[labels.numpy()],), None, True)
                 for module, attribute, labels in {s[:2]: s for s in findings.sizes}.values()
             ),
-            sites=tuple(
-                Site(s.op, s.index, s.gathers, self.many_fields(s.operands), self.many_fields(s.results), self._runs(s))
-                for s in findings.sites
-            ),
+            sites=self._sites(),
             order=self._order() if tape.reorders else None,
         )
+
+    def _sites(self) -> tuple[Site, ...]:
+        """Say what the proof does where; every contraction of the trace has one, in the same order."""
+        found = []
+        weights = iter([use.weight or "" for use in self.uses])
+        for s in self.traced.evaluated.sites:
+            operands, results = self.many_fields(s.operands), self.many_fields(s.results)
+            weight = "" if s.gathers else next(weights)
+            found.append(Site(s.op, s.index, s.gathers, operands, results, self._runs(s), weight))
+        return tuple(found)
 
     def many_fields(self, tensors: Sequence[Fields]) -> tuple[tuple[Ids, ...], ...]:
         """Return fields of ids for fields of labels."""
@@ -204,11 +211,12 @@ class Assembly:
     def _layer(self, use: Use) -> Layer:
         """Describe one contraction as a layer: its tensors, and the BatchNorm that reads it directly."""
         contracted, weight = use.contracted, str(use.weight)
-        norm = None
+        norm, last = None, contracted.result
         for seen in self.traced.evaluated.norms:
             if seen.source is contracted.result:
                 weight_name, bias_name, mean, var = (self._name_of(tensor) for tensor in seen.tensors)
                 norm = Norm(weight_name, bias_name, mean, var, seen.eps)
+                last = seen.result
                 break
         name = (
             weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
@@ -226,6 +234,7 @@ class Assembly:
             channels,
             use.output_axis == 1,
             contracted.groups,
+            any(read is last for read in self.traced.evaluated.rectified),
         )
 
     def _name_of(self, tensor: Tensor | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from prunus.errors import PlanError
 
@@ -126,7 +127,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer: its tensors' names, and the ids of the channels that it produces, (C_out,)."""
+    """A convolution or linear layer: its tensors' names, and the ids of the channels that it produces, (C_out,).
+
+    `rectified` says whether a rectifier (ReLU, ReLU6, or a smooth one: SiLU, hard-swish, GELU) reads its BatchNorm
+    directly, or the layer itself where it has none.
+    """
 
     name: str
     weight: str
@@ -135,6 +140,14 @@ class Layer:
     channels: Ids
     transposed: bool = False
     groups: int = 1
+    rectified: bool = False
+
+    def filters(self, tensor: Tensor) -> Tensor:
+        """Return what is laid out as the weight is, one row a filter: (C_out, C_in / groups, …)."""
+        if not self.transposed:
+            return tensor
+        by_group: Tensor = tensor.unflatten(0, (self.groups, -1))  # (groups, C_in / groups, C_out / groups, …)
+        return by_group.transpose(1, 2).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ class Site:
 
     At a site that `gathers`, the operation is computed over the kept channels alone; at another, the removed channels
     of the operand are silenced. `runs` holds, for the operands and then the results of a site that gathers, the axis
-    that each field's channels run along.
+    that each field's channels run along. `weight` names the weight that a contraction uses, as `contractions` does.
     """
 
     op: str
@@ -182,6 +195,7 @@ class Site:
     operands: tuple[tuple[Ids, ...], ...]
     results: tuple[tuple[Ids, ...], ...]
     runs: tuple[tuple[int, ...], ...] = ()
+    weight: str = ""
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,12 @@ class Contracted:
 
 @dataclass(frozen=True)
 class Normalised:
-    """A BatchNorm: what it read, its tensors and ε."""
+    """A BatchNorm: what it read, its tensors, ε and what came out."""
 
     source: Tensor
     tensors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
     eps: float
+    result: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,15 @@ class Sited:
 class Findings:
     """What the rules note beside labels.
 
-    `batch` is the number of examples that run at once; `sizes` are attributes of modules, and the labels that each
-    counts.
+    `batch` is the number of examples that run at once; `activations` are the results of the non-linearities, and
+    `rectified` what the rectifiers among them read; `sizes` are attributes of modules, and the labels that each counts.
     """
 
     batch: int = 1
     contractions: list[Contracted] = field(default_factory=list)
     norms: list[Normalised] = field(default_factory=list)
     activations: list[Tensor] = field(default_factory=list)
+    rectified: list[Tensor] = field(default_factory=list)
     sites: list[Sited] = field(default_factory=list)
     sizes: list[tuple[str, str, Tensor]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)

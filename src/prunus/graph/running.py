@@ -183,7 +183,7 @@ def run(
     """
     members = members or Members(model)
     with ExitStack() as stack:
-        stack.enter_context(_restored(members, training, state))
+        stack.enter_context(restored(members, training, state))
         stack.enter_context(_module_stack(members, modules, readers))
         stack.enter_context(plainly())
         if readers is not None:
@@ -230,7 +230,7 @@ def attention_by_products() -> Iterator[None]:
 
 
 @contextmanager
-def _restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
+def restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> Iterator[None]:
     """Put every module in one mode, `state` in the place of its tensors; undo both, and what forward set."""
     before = [(module, dict(vars(module))) for module in members.modules.values()]
     held_inside = [

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.allocation import Budget, Scope, allocate
-from prunus.criteria import Criterion, score
+from prunus.criteria import Calibration, Criterion, score
 from prunus.criteria.registry import Normalize
 from prunus.graph.channels import ChannelGraph
 from prunus.plan import PruningPlan
@@ -19,8 +19,8 @@ from prunus.plan import PruningPlan
 class Choice:
     """The settings of `prunus.score` and `prunus.allocate` that stay the same while a network is pruned in steps.
 
-    `header_bytes` is what a file takes beside its tensors. `calibration` is for criteria that look at activations,
-    `options` are the criterion's own.
+    `header_bytes` is what a file takes beside its tensors. `calibration` is for criteria that look at activations
+    or gradients; it is used in every step, so that an iterator would not do. `options` are the criterion's own.
     """
 
     criterion: str | Criterion
@@ -31,7 +31,7 @@ class Choice:
     round_to: int = 1
     header_bytes: int = 0
     seed: int = 0
-    calibration: Tensor | None = None
+    calibration: Calibration | None = None
 
     def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> PruningPlan:
         """Choose which channels of `model` stay, by its weights and statistics as they are now.

@@ -67,8 +67,20 @@ class Run:
 
     def calibration(self, count: int = 512) -> Tensor:
         """Return training images, without augmentation, for criteria that look at activations; (N, C, H, W), CPU."""
-        chosen = torch.linspace(0, len(self.split.train_images) - 1, min(count, len(self.split.train_images))).long()
-        return self.normalize(self.split.train_images[chosen])
+        return self.normalize(self.split.train_images[self._chosen(count)])
+
+    def labelled_calibration(self, batch_size: int, count: int = 512) -> list[tuple[Tensor, Tensor]]:
+        """Return the same images in batches with their labels, (N,), for criteria that look at gradients."""
+        # In an order of its own: a folder's images lie class by class, and batches of one class say little.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.config.seed))
+        chosen = self._chosen(count)
+        chosen = chosen[order[order < len(chosen)]]
+        labels = self.split.train_labels[chosen].split(batch_size)
+        return list(zip(self.normalize(self.split.train_images[chosen]).split(batch_size), labels, strict=True))
+
+    def _chosen(self, count: int) -> Tensor:
+        """Return the numbers of at most so many training images, spread evenly over them."""
+        return torch.linspace(0, len(self.split.train_images) - 1, min(count, len(self.split.train_images))).long()
 
     def train(self, model: nn.Module, recipe: Recipe, stage: str, hook: Hook | None = None, offset: int = 0) -> None:
         """Train with the run's data, and record every epoch.

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunus.allocation import Budget
 from prunus.cost import predict_cost
+from prunus.criteria import ON_IMAGES, ON_LABELS, Calibration, needed
 from prunus.deploy import header_bytes, load, save
 from prunus.files import atomic_write_json
 from prunus.graph.channels import ChannelGraph
@@ -20,6 +21,7 @@ from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
 
+_BATCH = 64  # images that are measured at once
 _RAMP_SHARE = 0.6  # of the search epochs, until the whole target is reached; the rest lets the structure settle
 
 
@@ -69,7 +71,12 @@ def budget(run: Run) -> Budget:
 def choice(run: Run, reserve: int) -> Choice:
     """Return how the user wants channels chosen; `reserve` is what the file takes beside its tensors."""
     config = run.config
-    needs_images = config.criterion_options.get("degree") == "activation"
+    measured = needed(config.criterion_name, config.criterion_options)
+    calibration: Calibration | None = None
+    if measured & ON_LABELS:
+        calibration = run.labelled_calibration(_BATCH)
+    elif measured & ON_IMAGES:
+        calibration = run.calibration().split(_BATCH)
     return Choice(
         criterion=config.criterion_name,
         options=config.criterion_options,
@@ -78,7 +85,7 @@ def choice(run: Run, reserve: int) -> Choice:
         round_to=config.round_to,
         header_bytes=reserve,
         seed=config.seed,
-        calibration=run.calibration() if needs_images else None,
+        calibration=calibration,
     )
 
 

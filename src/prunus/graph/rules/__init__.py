@@ -12,7 +12,7 @@ from prunus.graph.findings import Call, Findings
 from prunus.graph.rules import contraction, joining, movement, normalisation, spatial
 from prunus.graph.rules.mixing import mixes
 from prunus.graph.rules.pointwise import pointwise
-from prunus.graph.rules.table import NONLINEARITIES, RULES, rule
+from prunus.graph.rules.table import NONLINEARITIES, RULES, rectifies, rule
 from prunus.graph.tape import Tape
 
 FAMILIES = (contraction, joining, movement, normalisation, spatial)  # importing them fills the table
@@ -35,3 +35,5 @@ def apply(tape: Tape, findings: Findings, call: Call) -> None:
         tape.freeze_tensors((*call.inputs, *call.outputs), "a value decides which layers run here, and some did not")
     if packet in NONLINEARITIES:
         findings.activations.append(call.outputs[0])
+    if rectifies(call):
+        findings.rectified.append(call.inputs[0])

@@ -47,7 +47,8 @@ def batch_norm(tape: Tape, findings: Findings, call: Call) -> None:
     for saved in call.outputs[1:]:
         if channels is not None and saved.shape == channels.shape:
             tape.write(saved, [channels])
-    findings.norms.append(Normalised(x, (tensors[0], tensors[1], tensors[2], tensors[3]), float(call.args[-1])))
+    four = (tensors[0], tensors[1], tensors[2], tensors[3])
+    findings.norms.append(Normalised(x, four, float(call.args[-1]), out))
 
 
 def _fixed(size: int) -> Tensor:

@@ -36,3 +36,17 @@ NONLINEARITIES = frozenset(
     for suffix in ("", "_")
 ) | {aten.gelu, aten.clamp, aten.clamp_min}
 """Element-wise operations whose results count as "after the non-linearity"."""
+
+_BOUNDED = frozenset({aten.hardtanh, aten.hardtanh_, aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_})
+_RECTIFIERS = frozenset(
+    {aten.relu, aten.relu_, aten.silu, aten.silu_, aten.hardswish, aten.hardswish_, aten.gelu, aten.gelu_}
+)
+
+
+def rectifies(call: Call) -> bool:
+    """Say whether an operation is ReLU, ReLU6 or a smooth relative of theirs."""
+    packet = call.func.overloadpacket
+    if packet not in _BOUNDED:
+        return packet in _RECTIFIERS
+    least = call.arg(1, "min")
+    return isinstance(least, (int, float)) and least == 0

@@ -1,0 +1,66 @@
+"""How layers are made to compare, by hand; and what the removal of one channel saves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.handmade import HANDMADE, Row, Sum, row_graph, sum_graph
+from torch import Tensor
+
+from prunus.cost import predict_cost
+from prunus.criteria import LayerValues, score
+from prunus.criteria.coupled import saved_macs
+from prunus.graph.trace import trace
+from prunus.models import build_model
+
+MACS = 64 * 27 + 64 * 9 * 7 + 2
+"""What one of Sum's channels costs: a filter of conv1; a row and a column of conv2, its corner once; a column of fc."""
+
+
+def counted(layer: LayerValues) -> Tensor:
+    """0, 1, 2, … in the order of the channels."""
+    return torch.arange(len(layer.weight), dtype=torch.float64)
+
+
+def test_gaussian() -> None:
+    """0, 1, 2, 3: mean 1.5, variance (2.25 + 0.25 + 0.25 + 2.25) / 4 = 1.25."""
+    found = score(Sum(), sum_graph(), counted, normalize="gaussian")["conv1"]
+    assert found.tolist() == pytest.approx([x / math.sqrt(1.25) for x in (-1.5, -0.5, 0.5, 1.5)])
+
+
+def test_gaussian_of_equal_scores_is_zero_and_not_noise() -> None:
+    equal = torch.tensor(0.1, dtype=torch.float64)
+    assert equal.expand(6).numpy().std() > 0, "rounding"
+    found = score(Row(), row_graph(), lambda layer: equal.expand(len(layer.weight)), normalize="gaussian")
+    assert found["conv1"].tolist() == [0] * 6 and found["conv2"].tolist() == [0] * 5
+
+
+def test_size() -> None:
+    """A filter of conv1 has 27 weights, one of the depthwise convolution 9; one of conv2 54 and a bias."""
+    found = score(Row(), row_graph(), counted, normalize="size")
+    assert found["conv1"].tolist() == pytest.approx([c * (1 / 27 + 1 / 9) / 2 for c in range(6)])
+    assert found["conv2"].tolist() == pytest.approx([c / 55 for c in range(5)])
+
+
+def test_cost() -> None:
+    found = score(Sum(), sum_graph(), counted, normalize="cost")["conv1"]
+    assert found.tolist() == pytest.approx([c / MACS for c in range(4)])
+
+
+def test_what_one_channel_saves_by_hand() -> None:
+    assert saved_macs(sum_graph()).tolist() == [MACS] * 4
+    # conv1 27 weights and depth 9 at 64 positions, a column of conv2 at 16; conv2 54 at 16, a column of fc
+    assert saved_macs(row_graph()).tolist() == [64 * 36 + 16 * 45] * 6 + [16 * 54 + 2] * 5
+
+
+@pytest.mark.parametrize("name", [*HANDMADE, "resnet8", "mobilenetv2"])
+def test_what_one_channel_saves_is_what_the_cost_says(name: str) -> None:
+    graph = HANDMADE[name][1]() if name in HANDMADE else trace(build_model(name), torch.zeros(1, 3, 32, 32))
+    whole, saved = predict_cost(graph, graph.keep_all()).macs, saved_macs(graph)
+    for channel in np.linspace(0, graph.channel_count - 1, 25).astype(int):
+        keep = graph.keep_all()
+        keep[channel] = False
+        assert whole - predict_cost(graph, keep).macs == saved[channel]
