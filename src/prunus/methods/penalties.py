@@ -27,12 +27,9 @@ def group_lasso(tensors: Mapping[str, Tensor], graph: ChannelGraph, threshold: f
         if not bool(free.any()):
             continue
         weight = tensors[layer.weight]
-        filters = weight
-        if layer.transposed:  # (C_in, C_out / groups, …): the filters of each group lie along the second axis
-            filters = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
-        lengths = filters.flatten(1).norm(dim=1)
+        lengths = layer.filters(weight).flatten(1).norm(dim=1)
         factor = torch.where(free.to(weight.device), (1 - threshold / lengths.clamp_min(1e-12)).clamp_min(0), 1)
-        if layer.transposed:
+        if layer.transposed:  # (C_in, C_out / groups, …): the filters of each group lie along the second axis
             factor = factor.view(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1).flatten(0, 1)
             weight.mul_(factor.view(*factor.shape, *[1] * (weight.dim() - 2)))
         else:
