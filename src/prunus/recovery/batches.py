@@ -35,7 +35,7 @@ class Batches:
             )
         if not isinstance(batches, Iterable):
             raise ConfigError(
-                f"batches is a {type(batches).__name__}; pass a tensor (N, C, H, W) or a list of such tensors."
+                f"batches is of type {type(batches).__name__}; pass a tensor (N, C, H, W) or a list of such tensors."
             )
         self._batches: Iterable[Tensor] = [batches] if isinstance(batches, Tensor) else batches
         self.device = device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,24 @@ class NormalEquations:
         self.y += y.sum(1)
         self.yy += y.square().sum(1)
 
+    def join(self, other: NormalEquations) -> None:
+        """Count the pairs of another sum too, about whose origin nothing need be the same."""
+        if other.origin is None:
+            return
+        if self.origin is None:
+            self.origin = other.origin
+        assert self.origin is not None
+        count = other.count
+        dx, dy = (theirs - own for theirs, own in zip(other.origin, self.origin, strict=True))  # (groups, 1, …)
+        dx, dy = dx[:, 0], dy[:, 0]
+        crossed = other.x[:, :, None] * dx[:, None]
+        self.xx += other.xx + crossed + crossed.mT + count * dx[:, :, None] * dx[:, None]
+        self.xy += other.xy + other.x[:, :, None] * dy[:, None] + dx[:, :, None] * (other.y + count * dy)[:, None]
+        self.yy += other.yy + 2 * dy * other.y + count * dy.square()
+        self.x += other.x + count * dx
+        self.y += other.y + count * dy
+        self.count += count
+
     def moments(self, *, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the means of x and y, and the mean products xx, xy and yy: about the means, or about zero."""
         assert self.origin is not None
@@ -52,13 +72,15 @@ class NormalEquations:
 
         Args:
             start: (groups, outputs, inputs).
-            ridge: relative, ≥ 0.
+            ridge: relative, ≥ 0; infinite leaves W at `start`.
             intercept: whether there is a b.
 
         Returns:
             W, (groups, outputs, inputs), and b, (groups, outputs), zeros without intercept.
         """
         x, y, xx, xy, _ = self.moments(centred=intercept)
+        if math.isinf(ridge):
+            return start, y - (start @ x[:, :, None])[:, :, 0] if intercept else torch.zeros_like(y)
         scale = xx.diagonal(dim1=1, dim2=2).mean(1)
         system = xx + (ridge * scale)[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
         change = _solved(system, xy - xx @ start.mT)

@@ -32,9 +32,9 @@ def inputs_at(call: LayerCall, index: Tensor, kernel: tuple[int, ...]) -> Tensor
     return seen.mT.reshape(len(index), call.groups, -1)
 
 
-def outputs_at(call: LayerCall, index: Tensor) -> Tensor:
-    """Return a layer's outputs at some positions, (positions, C_out)."""
-    return call.out.movedim(1, -1).reshape(-1, call.out.shape[1])[index]
+def values_at(out: Tensor, index: Tensor) -> Tensor:
+    """Return the values of a layer's output, or of what has its shape, at some positions, (positions, C_out)."""
+    return out.movedim(1, -1).reshape(-1, out.shape[1])[index]
 
 
 def _unravelled(index: Tensor, out: Tensor) -> tuple[Tensor, ...]:

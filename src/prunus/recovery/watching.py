@@ -60,7 +60,9 @@ class LayerWatch(DispatchMode):
         out = decomposed(self, func, args, kwargs)
         if out is not NotImplemented:
             return out
+        self.before(func, args)
         out = func(*args, **(kwargs or {}))
+        self.after(out)
         if func in UNSEEN or func.is_view:
             return out
         for tensor in tensors_in((args, tuple((kwargs or {}).values()))):
@@ -71,6 +73,12 @@ class LayerWatch(DispatchMode):
         if call is not None:
             self.heard(call)
         return out
+
+    def before(self, func: Any, args: Any) -> None:
+        """Hear of an operation that is about to run."""
+
+    def after(self, out: Any) -> None:
+        """Hear of the result of an operation."""
 
     def _call(self, op: Any, args: Any, out: Any) -> LayerCall | None:
         if op is _aten.convolution:
@@ -94,27 +102,6 @@ class LayerWatch(DispatchMode):
         own = self.tensors[name]
         same = tensor.shape == own.shape and tensor.stride() == own.stride() and tensor.data_ptr() == own.data_ptr()
         return name if same else None
-
-
-class _Heard(BaseException):
-    """What was waited for has been seen; no `except Exception` of a forward pass holds it up."""
-
-
-def capture(model: nn.Module, batch: Tensor, weight: str) -> LayerCall:
-    """Run a network until the layer of this weight has run, and return that call."""
-    found: list[LayerCall] = []
-
-    def heard(call: LayerCall) -> None:
-        if call.weight == weight:
-            found.append(call)
-            raise _Heard
-
-    try:
-        with plainly(), LayerWatch(model, heard):
-            model(batch)
-    except _Heard:
-        return found[0]
-    raise LookupError(weight)
 
 
 def run_watched(model: nn.Module, batch: Tensor, heard: Callable[[LayerCall], None]) -> Counter[str]:
