@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prunus.migration import migrate_optimizer
     from prunus.models import MODELS, build_model
     from prunus.plan import PruningPlan
+    from prunus.recovery import RecoveredLayer, RecoveryReport, compensate, recalibrate, reconstruct
     from prunus.surgery import remove
     from prunus.verify import Verification, verify
 
@@ -63,6 +64,8 @@ __all__ = [
     "PruneResult",
     "PruningPlan",
     "PrunusError",
+    "RecoveredLayer",
+    "RecoveryReport",
     "RunError",
     "SurgeryError",
     "TraceError",
@@ -71,6 +74,7 @@ __all__ = [
     "__version__",
     "allocate",
     "build_model",
+    "compensate",
     "count_cost",
     "load",
     "load_data",
@@ -82,6 +86,8 @@ __all__ = [
     "pointwise",
     "predict_cost",
     "prune",
+    "recalibrate",
+    "reconstruct",
     "remove",
     "remove_op_rule",
     "save",
@@ -106,6 +112,7 @@ _HOMES = {
     "prunus.migration": ("migrate_optimizer",),
     "prunus.models": ("MODELS", "build_model"),
     "prunus.plan": ("PruningPlan",),
+    "prunus.recovery": ("RecoveredLayer", "RecoveryReport", "compensate", "recalibrate", "reconstruct"),
     "prunus.surgery": ("remove",),
     "prunus.verify": ("Verification", "verify"),
 }

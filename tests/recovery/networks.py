@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from tests.silenced import relative_error
 from torch import Tensor, nn
 
 from prunus.graph.channels import ChannelGraph
 from prunus.plan import PruningPlan, plan_from_keep
-from tests.silenced import relative_error
 
 
 def without(graph: ChannelGraph, name: str, gone: Sequence[int]) -> PruningPlan:

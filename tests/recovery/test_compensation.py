@@ -7,13 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests.recovery.networks import difference, without
+from tests.silenced import half_plan
 from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError, SurgeryError
 from prunus.recovery import RecoveryReport, compensate
-from tests.recovery.networks import difference, without
-from tests.silenced import half_plan
 
 
 class Pair(nn.Module):
@@ -65,7 +65,7 @@ def test_a_constant_channel_is_made_good_exactly(place: str, options: dict[str, 
 
 
 def test_the_mean_is_that_of_what_the_layer_sees() -> None:
-    """By hand: a channel of relu(x), of mean 2/3 over two examples and three positions, meets kernel weights 1 and 2."""
+    """By hand: relu(x), of mean 2/3 over two examples and three positions, meets kernel weights 1 and 2."""
     model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.ReLU(), nn.Conv1d(2, 1, 2), nn.Conv1d(1, 1, 1)).double()
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[[1.0]], [[5.0]]]))
@@ -99,7 +99,11 @@ class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.twice = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
-        self.left, self.right, self.norm = nn.Conv2d(8, 4, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.left, self.right, self.norm = (
+            nn.Conv2d(8, 4, 1, bias=False),
+            nn.Conv2d(8, 4, 1, bias=False),
+            nn.BatchNorm2d(4),
+        )
         self.up = nn.ConvTranspose2d(8, 4, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.recovery.networks import difference, same_tensors, without
+from tests.silenced import half_plan
 from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError
 from prunus.recovery import reconstruct
-from tests.recovery.networks import difference, same_tensors, without
-from tests.silenced import half_plan
 
 
 class Redundant(nn.Module):
@@ -125,8 +125,8 @@ def test_what_the_shortcut_lost_is_made_good() -> None:
     graph = prunus.trace(model, x)
     plan = without(graph, "next", [1])
     pruned = prunus.remove(model, graph, plan)
-    made, _ = reconstruct(model, pruned, graph, plan, x, ridge=0.0)
-    assert [layer.name for layer in _.layers] == ["stem"], "only what lost inputs is refitted"
+    made, report = reconstruct(model, pruned, graph, plan, x, ridge=0.0)
+    assert [layer.name for layer in report.layers] == ["stem"], "only what lost inputs is refitted"
     assert difference(made, model, x) < difference(pruned, model, x)
     plan = without(graph, "stem", [2])
     whole = prunus.remove(model, graph, plan)
@@ -165,29 +165,30 @@ def images(count: int, seed: int, side: int = 16) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "side", "better"),
+    ("name", "count", "side", "ratio", "better"),
     [
-        ("resnet20", 96, 16, 0.8),
-        ("mobilenetv2", 48, 16, 1.0),
-        ("shufflenetv2", 48, 16, 1.0),
-        ("densenet40", 16, 12, 0.8),
-        ("googlenet", 8, 8, 1.0),
+        ("resnet20", 96, 16, 0.25, 0.3),
+        ("mobilenetv2", 48, 12, 0.25, 0.9),
+        ("shufflenetv2", 48, 12, 0.25, 0.9),
+        pytest.param("densenet40", 16, 8, 0.5, 0.9, marks=pytest.mark.slow),
+        pytest.param("googlenet", 8, 8, 0.5, 0.9, marks=pytest.mark.slow),
     ],
 )
-def test_networks_of_the_zoo_come_nearer_to_the_original(name: str, count: int, side: int, better: float) -> None:
+def test_networks_of_the_zoo_come_nearer_to_the_original(
+    name: str, count: int, side: int, ratio: float, better: float
+) -> None:
     model, held_out = smooth(name, side), images(32, 9, side)
     graph = prunus.trace(model, held_out[:2])
     scores = prunus.score(model, graph, "random")
-    plan = prunus.allocate(graph, scores, prunus.Budget(pruning_ratio=0.25), scope="local")
+    plan = prunus.allocate(graph, scores, prunus.Budget(pruning_ratio=ratio), scope="local")
     pruned = prunus.remove(model, graph, plan)
     before = [copy.deepcopy(network) for network in (model, pruned)]
-    made, report = reconstruct(model, pruned, graph, plan, images(count, 7, side), max_positions=4000)
+    made, report = reconstruct(model, pruned, graph, plan, images(count, 7, side), max_positions=2000)
     assert same_tensors(model, before[0]) and same_tensors(pruned, before[1])
-    assert len(report.layers) >= 15 and len(report.changed) >= 0.8 * len(report.layers)
+    assert len(report.layers) >= 15 and len(report.changed) >= 0.7 * len(report.layers)
     with torch.no_grad():
         wanted = model(held_out)
         errors = [float((network.eval()(held_out) - wanted).square().mean()) for network in (pruned, made)]
-    print(errors, [l for l in report.left])
     assert errors[1] < better * errors[0], errors
 
 
@@ -221,3 +222,18 @@ def test_options_out_of_range_are_refused(options: dict[str, float], message: st
     plan = without(graph, "first", [1])
     with pytest.raises(ConfigError, match=message):
         reconstruct(model, prunus.remove(model, graph, plan), graph, plan, x, **options)  # type: ignore[arg-type]
+
+
+def test_too_few_images_do_no_harm() -> None:
+    """Four images say nothing of hundreds of inputs: plain least squares ruins what the default leaves or mends."""
+    model, held_out = smooth("shufflenetv2", 12), images(32, 9, 12)
+    graph = prunus.trace(model, held_out[:2])
+    scores = prunus.score(model, graph, "random")
+    plan = prunus.allocate(graph, scores, prunus.Budget(pruning_ratio=0.25), scope="local")
+    pruned = prunus.remove(model, graph, plan).eval()
+    few = images(5, 7, 12)
+    made, report = reconstruct(model, pruned, graph, plan, few)
+    ruined, _ = reconstruct(model, pruned, graph, plan, few, ridge=1e-6)
+    assert any("images that it has not seen" in layer.reason for layer in report.left)
+    before, after, plain = (difference(network, model, held_out) for network in (pruned, made, ruined))
+    assert after < 1.2 * before < plain, (before, after, plain)

@@ -30,8 +30,8 @@ class Batches:
         """
         if isinstance(batches, Iterator):
             raise ConfigError(
-                f"batches is a {type(batches).__name__}, which can be gone through only once, and the images are needed "
-                "several times: pass a tensor (N, C, H, W) or a list of batches, such as list(batches)."
+                f"batches is a {type(batches).__name__}, which can be gone through only once, and the images are "
+                "needed several times: pass a tensor (N, C, H, W) or a list of batches, such as list(batches)."
             )
         if not isinstance(batches, Iterable):
             raise ConfigError(

@@ -72,9 +72,13 @@ def find_consumers(
     chosen = selections(model, graph, plan)
     _check_pruned(pruned, chosen)
     layers = {layer.weight: layer for layer in graph.layers}
-    losses = {name: lost for name in layers if (lost := _losses(chosen[name], graph.tensors[name].shape, layers[name]))}
+    losses = {n: pair for n in layers if (pair := _losses(chosen[n], graph.tensors[n].shape, layers[n])) is not None}
     calls: dict[str, LayerCall] = {}
-    uses = run_watched(model, example, lambda call: calls.setdefault(call.weight, call) and None)
+
+    def heard(call: LayerCall) -> None:
+        calls.setdefault(call.weight, call)
+
+    uses = run_watched(model, example, heard)
     order = [*calls, *(name for name in layers if name not in calls)]
     found: list[Consumer] = []
     left: list[RecoveredLayer] = []
@@ -86,9 +90,8 @@ def find_consumers(
             left.append(RecoveredLayer(layer.name, (), reason))
             continue
         call = calls[weight]
-        rows, lost = losses[weight]
         constant, is_mean, why = _place(layer, call, uses, norms)
-        found.append(Consumer(layer.name, weight, rows, lost, call.out.shape[1], constant, is_mean, why))
+        found.append(Consumer(layer.name, weight, *losses[weight], call.out.shape[1], constant, is_mean, why))
     return Consumers(tuple(found), tuple(left))
 
 
@@ -117,7 +120,9 @@ def _unusable(layer: Layer, call: LayerCall | None, uses: Counter[str]) -> str:
     return ""
 
 
-def _place(layer: Layer, call: LayerCall, uses: Counter[str], norms: Counter[str | None]) -> tuple[str | None, bool, str]:
+def _place(
+    layer: Layer, call: LayerCall, uses: Counter[str], norms: Counter[str | None]
+) -> tuple[str | None, bool, str]:
     """Return where a constant that is added to a layer's output can go, and why it cannot."""
     if call.bias is not None:
         return (call.bias, False, "") if uses[call.bias] == 1 else (None, False, "its bias is used several times")

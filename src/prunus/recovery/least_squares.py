@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,17 +54,25 @@ class NormalEquations:
         self.y += other.y + count * dy
         self.count += count
 
-    def moments(self, *, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the means of x and y, and the mean products xx, xy and yy: about the means, or about zero."""
+    def moments(self) -> Moments:
+        """Return the means of all, and the mean products about them."""
         assert self.origin is not None
-        x, y = self.x / self.count, self.y / self.count
-        xx = self.xx / self.count - x[:, :, None] * x[:, None]
-        xy = self.xy / self.count - x[:, :, None] * y[:, None]
+        x, y, share = self.x / self.count, self.y / self.count, 1 / self.count
+        xx = torch.baddbmm(self.xx, x[:, :, None], x[:, None], beta=share, alpha=-1)
+        xy = torch.baddbmm(self.xy, x[:, :, None], y[:, None], beta=share, alpha=-1)
         yy = self.yy / self.count - y.square()
-        x, y = x + self.origin[0][:, 0], y + self.origin[1][:, 0]
-        if centred:
-            return x, y, xx, xy, yy
-        return x, y, xx + x[:, :, None] * x[:, None], xy + x[:, :, None] * y[:, None], yy + y.square()
+        return Moments(x + self.origin[0][:, 0], y + self.origin[1][:, 0], xx, xy, yy)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means x (groups, inputs) and y (groups, outputs), and the covariances xx and xy and variances yy about them."""
+
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
 
     def solve(self, start: Tensor, *, ridge: float, intercept: bool) -> tuple[Tensor, Tensor]:
         """Minimise mean |W·x + b − y|² + λ·|W − start|² by Cholesky, or by lstsq where that fails.
@@ -73,27 +82,36 @@ class NormalEquations:
         Args:
             start: (groups, outputs, inputs).
             ridge: relative, ≥ 0; infinite leaves W at `start`.
-            intercept: whether there is a b.
+            intercept: whether there is a b; then the mean square is that about the mean.
 
         Returns:
             W, (groups, outputs, inputs), and b, (groups, outputs), zeros without intercept.
         """
-        x, y, xx, xy, _ = self.moments(centred=intercept)
-        if math.isinf(ridge):
-            return start, y - (start @ x[:, :, None])[:, :, 0] if intercept else torch.zeros_like(y)
-        scale = xx.diagonal(dim1=1, dim2=2).mean(1)
-        system = xx + (ridge * scale)[:, None, None] * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-        change = _solved(system, xy - xx @ start.mT)
-        weight = start + change.mT
-        constant = y - (weight @ x[:, :, None])[:, :, 0] if intercept else torch.zeros_like(y)
+        weight = start
+        if not math.isinf(ridge):
+            system, right = (self.xx.clone(), self.xy) if intercept else self._about_zero()
+            diagonal = system.diagonal(dim1=1, dim2=2)
+            right = torch.baddbmm(right, system, start.mT, alpha=-1)
+            diagonal += ridge * diagonal.mean(1, keepdim=True)
+            weight = start + _solved(system, right).mT
+        constant = self.y - (weight @ self.x[:, :, None])[:, :, 0] if intercept else torch.zeros_like(self.y)
         return weight, constant
 
-    def error(self, weight: Tensor, constant: Tensor) -> tuple[float, float]:
-        """Return the sum over outputs of mean (W·x + b − y)², and of y's mean square."""
-        x, y, xx, xy, yy = self.moments(centred=True)
-        residual = yy - 2 * (weight * xy.mT).sum(2) + ((weight @ xx) * weight).sum(2)
-        offset = (weight @ x[:, :, None])[:, :, 0] + constant - y
-        return float((residual + offset.square()).sum().clamp_min(0)), float((yy + y.square()).sum())
+    def error(self, weight: Tensor, constant: Tensor) -> float:
+        """Return the sum over outputs of mean (W·x + b − y)²."""
+        residual = self.yy - 2 * (weight * self.xy.mT).sum(2) + ((weight @ self.xx) * weight).sum(2)
+        offset = (weight @ self.x[:, :, None])[:, :, 0] + constant - self.y
+        return float((residual + offset.square()).sum().clamp_min(0))
+
+    @property
+    def size(self) -> float:
+        """The sum over outputs of the mean square of y."""
+        return float((self.yy + self.y.square()).sum())
+
+    def _about_zero(self) -> tuple[Tensor, Tensor]:
+        """Return the mean products of x with x and with y as they are."""
+        column = self.x[:, :, None]
+        return torch.baddbmm(self.xx, column, self.x[:, None]), torch.baddbmm(self.xy, column, self.y[:, None])
 
 
 def _solved(system: Tensor, right: Tensor) -> Tensor:

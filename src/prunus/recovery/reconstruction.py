@@ -16,11 +16,11 @@ from prunus.recovery.batches import Batches, device_of
 from prunus.recovery.capturing import Captured, capture
 from prunus.recovery.consumers import Consumer, find_consumers
 from prunus.recovery.least_squares import NormalEquations
-from prunus.recovery.patches import inputs_at, values_at, positions_of
+from prunus.recovery.patches import inputs_at, positions_of, values_at
 from prunus.recovery.report import RecoveredLayer, RecoveryReport
 from prunus.recovery.watching import random_state_kept, result_copy, scratch_copy
 
-RIDGES = (1e-9, 1e-4, 1e-2, 1e-1, 1.0, math.inf)
+RIDGES = (1e-9, 1e-3, 1e-2, 1e-1, math.inf)
 """What is tried; the last keeps the weights and fits the constant alone."""
 
 _CHECKED = 5  # every so many examples one is kept for the choice of a ridge
@@ -65,7 +65,8 @@ def reconstruct(
         batches: inputs (N, C, H, W) as the networks take them, or an iterable of such.
         ridge: how hard weights are held where they are, relative to the mean square of an input; ≥ 0, zero is plain
             least squares. None tries RIDGES, fitted on four fifths of the examples, and takes for each layer what is
-            best on the others; where all make it worse, as with too few images, the layer is left.
+            best on the others; where all make it worse, as with too few images, the layer is left. With fewer than five
+            examples it is 1e-3.
         max_positions: how many output positions, over all examples together, a layer is fitted on at most; drawn
             without repetition, as many for every example.
         seed: for that draw.
@@ -132,11 +133,13 @@ class _Refit:
         if ridge is None:
             return RecoveredLayer(one.name, (), "every fit is worse on images that it has not seen; give more of them")
         sums.join(check)
-        fitted, constant = sums.solve(start, ridge=ridge, intercept=one.takes_constant)
-        (before, size), (after, _) = sums.error(start, old), sums.error(fitted, constant)
+        moments = sums.moments()
+        fitted, constant = moments.solve(start, ridge=ridge, intercept=one.takes_constant)
+        size = moments.size or 1.0
+        before, after = moments.error(start, old) / size, moments.error(fitted, constant) / size
         self._write(one, weight, fitted, constant.flatten())
         changed = (one.weight,) if one.constant is None else (one.weight, one.constant)
-        return RecoveredLayer(one.name, changed, one.why_none, before / (size or 1.0), after / (size or 1.0))
+        return RecoveredLayer(one.name, changed, one.why_none, before, after)
 
     def _chosen(
         self, sums: NormalEquations, check: NormalEquations, now: tuple[Tensor, Tensor], intercept: bool
@@ -146,9 +149,10 @@ class _Refit:
             return self.ridge
         if not check.count or not sums.count:
             return RIDGES[1]
-        best, error = None, check.error(*now)[0]
+        known, unknown = sums.moments(), check.moments()
+        best, error = None, unknown.error(*now)
         for ridge in RIDGES:
-            found = check.error(*sums.solve(now[0], ridge=ridge, intercept=intercept))[0]
+            found = unknown.error(*known.solve(now[0], ridge=ridge, intercept=intercept))
             if found < error:
                 best, error = ridge, found
         return best

@@ -106,7 +106,8 @@ class LayerWatch(DispatchMode):
 
 def run_watched(model: nn.Module, batch: Tensor, heard: Callable[[LayerCall], None]) -> Counter[str]:
     """Run a network, tell `heard` of its layers, and return how many operations read each of its tensors."""
-    with plainly(), LayerWatch(model, heard) as watch:
+    watch = LayerWatch(model, heard)
+    with plainly(), watch:
         model(batch)
     return watch.uses
 
