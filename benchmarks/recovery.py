@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.data import Split, normalize
+from prunus.deploy import read_header
 from prunus.errors import PrunusError
 from prunus.files import atomic_write_json
 from prunus.training import evaluate
@@ -75,6 +76,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 shown = ", ".join(f"{step} {100 * accuracy:.2f}" for step, accuracy in found.items())
                 progress.console.print(f"{criterion} {macs:g}: dense {100 * dense:.2f}, {shown}")
     return {
+        "network": read_header(arguments.checkpoint).model,
         "data": data.name,
         "validation_images": len(split.val_labels),
         "calibration_images": arguments.calibration,
