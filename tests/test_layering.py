@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "surgery": PLANNED,
     "verify": PLANNED,
     "migration": PLANNED | {"surgery"},
+    "recovery": CUT,  # what is repaired after a removal, before any training
     "api": CUT,
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from prunus.migration import migrate_optimizer
     from prunus.models import MODELS, build_model
     from prunus.plan import PruningPlan
+    from prunus.recovery import RecoveredLayer, RecoveryReport, compensate, recalibrate, reconstruct
     from prunus.surgery import remove
     from prunus.verify import Verification, verify
 
@@ -64,6 +65,8 @@ __all__ = [
     "PruneResult",
     "PruningPlan",
     "PrunusError",
+    "RecoveredLayer",
+    "RecoveryReport",
     "RunError",
     "SoftPruner",
     "SurgeryError",
@@ -73,6 +76,7 @@ __all__ = [
     "__version__",
     "allocate",
     "build_model",
+    "compensate",
     "count_cost",
     "load",
     "load_data",
@@ -84,6 +88,8 @@ __all__ = [
     "pointwise",
     "predict_cost",
     "prune",
+    "recalibrate",
+    "reconstruct",
     "remove",
     "remove_op_rule",
     "save",
@@ -109,6 +115,7 @@ _HOMES = {
     "prunus.migration": ("migrate_optimizer",),
     "prunus.models": ("MODELS", "build_model"),
     "prunus.plan": ("PruningPlan",),
+    "prunus.recovery": ("RecoveredLayer", "RecoveryReport", "compensate", "recalibrate", "reconstruct"),
     "prunus.surgery": ("remove",),
     "prunus.verify": ("Verification", "verify"),
 }

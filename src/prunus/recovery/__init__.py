@@ -1,0 +1,10 @@
+"""Between removal and training: what can be repaired from a few images, without labels and without gradients."""
+
+from __future__ import annotations
+
+from prunus.recovery.compensation import compensate
+from prunus.recovery.recalibration import recalibrate
+from prunus.recovery.reconstruction import reconstruct
+from prunus.recovery.report import RecoveredLayer, RecoveryReport
+
+__all__ = ["RecoveredLayer", "RecoveryReport", "compensate", "recalibrate", "reconstruct"]
