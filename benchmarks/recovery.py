@@ -30,7 +30,7 @@ from prunus.files import atomic_write_json
 from prunus.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
-CRITERIA = ("l1_norm", "fused_conv_bn", "channel_sparsity")
+CRITERIA = ("l1_norm", "fused_conv_bn", "channel_sparsity", "delivered_energy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +132,7 @@ def ways(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Give the pruned network, and what each step makes of it."""
     graph = prunus.trace(model, images[:2])
-    plan = prunus.allocate(graph, prunus.score(model, graph, criterion), prunus.Budget(macs=macs))
+    plan = prunus.allocate(graph, prunus.score(model, graph, criterion, calibration=images), prunus.Budget(macs=macs))
     small = prunus.remove(model, graph, plan)
     yield "removed", small
     yield "recalibrated", prunus.recalibrate(small, images)
