@@ -58,6 +58,7 @@ def layers_of(
     asked = not needs.isdisjoint({"consumers", "variance"})
     consumers = Consumers(graph, reader.read, reader.norm, found.variances) if asked else None
     norms = coupled_norms(graph, reader.read) if "coupled_norm" in needs else None
+    only_weights = scratch is not None and not scratch.copies
     for layer in graph.layers:
         if (layer.channels >= 0).any():
             yield (
@@ -65,8 +66,8 @@ def layers_of(
                 LayerValues(
                     name=layer.name,
                     weight=layer.filters(reader.read(layer.weight, scratch)),
-                    bias=None if layer.bias is None else reader.read(layer.bias),
-                    norm=reader.norm(layer),
+                    bias=None if layer.bias is None or only_weights else reader.read(layer.bias),
+                    norm=None if only_weights else reader.norm(layer),
                     zero_fraction=_of(found.zero_fraction, layer),
                     feature_rank=_of(found.feature_rank, layer),
                     first_order=None if found.first_order is None else found.first_order[layer.weight],
@@ -96,7 +97,7 @@ def _measured(
     if wanted:
         return measure(model, graph, batches, wanted)
     if next(batches, None) is None:
-        raise TraceError("calibration holds not even at least one batch; pass images, an (N, C, H, W) tensor.")
+        raise TraceError("calibration holds no batch; it needs at least one batch of images, an (N, C, H, W) tensor.")
     return Measured()
 
 

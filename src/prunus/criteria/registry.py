@@ -75,7 +75,10 @@ The mean of several random numbers lies near one half: widths with many members 
 """
 
 AS_STORED = frozenset({"l1_norm"})
-"""Criteria that compute in float64 from a float32 weight as it is stored: a copy in float64 takes longer than that."""
+"""Criteria that look at weights alone, and compute in float64 from a float32 weight as it is stored.
+
+A copy in float64, and the values of the BatchNorms behind, would take longer to read than the score does.
+"""
 
 
 def get_criterion(criterion: str | Criterion, **options: Any) -> Criterion:

@@ -131,8 +131,12 @@ class _Members:
             new = self.count[ids] == 0
             ids, values = ids[new], values[new]
         ufunc = {"max": np.maximum, "min": np.minimum}.get(self.reduce, np.add)
-        ufunc.at(self.total, ids, values)
-        np.add.at(self.count, ids, 1)
+        if (np.diff(ids) > 0).all():  # each once
+            self.total[ids] = ufunc(self.total[ids], values)
+            self.count[ids] += 1
+        else:
+            ufunc.at(self.total, ids, values)
+            np.add.at(self.count, ids, 1)
 
     def result(self) -> Scores:
         """Return one score a channel; NaN where it has no member."""
