@@ -64,6 +64,21 @@ COUNTER_EXAMPLES = {
         ),
         seed=2,
     ),
+    "two copies of a channel, shuffled": Drawn(
+        11, (Concat(((), (Step("double attention", 11),))), Step("shuffle, groups last", 8)), 722
+    ),
+    "a padding that keeps channels last": Drawn(
+        stem=5,
+        steps=(
+            Step("swapaxes and linear", 4),
+            Step("blur, expanded by shape", 8),
+            Concat(((Step("swapaxes and linear", 4),), (), ())),
+            Step("split by an attribute (Res2Net)", 2),
+            Concat(((Step("chunk (CSP)", 2),), ())),
+            Step("split by an attribute (Res2Net)", 2),
+        ),
+        seed=0,
+    ),
     "a narrower stage moves what stays whole": Drawn(
         7, (Step("gated linear unit", 4), Step("cut at a literal", 2), Step("shuffle, the rest by −1", 9)), 36523
     ),

@@ -168,6 +168,9 @@ class Assembly:
                         new = kinds[1:] != kinds[:-1]
                         if 1 + int(new.sum()) > len(np.unique(kinds)) or (~new & (np.diff(components) < 0)).any():
                             found.update(dict.fromkeys(components.tolist(), site.op))
+        for use in (*self.uses, *self.trained_uses) if self.traced.tape.reorders else ():
+            if use.contracted.weight.untyped_storage()._cdata in self.names:  # not one that is computed
+                found.update(dict.fromkeys(_mixed_copies(layout.component[use.input_labels]), ""))
         return found
 
     def _spread_reasons(self, stays: npt.NDArray[np.bool_]) -> None:
@@ -284,6 +287,25 @@ class Assembly:
 
     def _order(self) -> Order:
         return Order(runs_of(self.traced), self.traced.layout.signature, self.id_of_component)
+
+
+def _mixed_copies(run: Ids) -> list[int]:
+    """Return the components that come several times along an axis, if their copies lie in no order that can be told.
+
+    Copies side by side, or the whole run repeated, stay so in a smaller network; which copy is which, a run that was
+    shuffled does not say.
+    """
+    known, counts = np.unique(run, return_counts=True)
+    several = known[counts > 1]
+    if not len(several):
+        return []
+    copies = run[np.isin(run, several)]
+    starts = np.flatnonzero(np.diff(copies, prepend=-1))
+    lengths, block = np.diff(starts, append=len(copies)), copies[starts][: len(several)]
+    repeated = len(starts) % len(several) == 0 and np.array_equal(
+        copies[starts], np.tile(block, len(starts) // len(several))
+    )
+    return [] if repeated and (lengths == lengths[0]).all() else several.tolist()
 
 
 def _because(reason: str, op: str = "", where: str = "") -> Frozen:

@@ -12,8 +12,10 @@ from torch import Tensor
 from prunus.errors import TraceError
 from prunus.graph.channels import ChannelGraph, Ids, Keep, Site
 from prunus.graph.findings import name_of, tensors_in
-from prunus.graph.running import DispatchMode, decomposed
+from prunus.graph.running import DispatchMode, decomposed, on_meta
+from prunus.graph.shapes import result_of
 
+_CONVOLUTION = torch.ops.aten.convolution.default
 _OPERANDS = {"aten.addmm": 1, "aten.baddbmm": 1}
 
 
@@ -24,6 +26,7 @@ class ReferenceMode(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.keep = keep
         self.sites = {(site.op, site.index): site for site in graph.sites}
+        self.on_meta = graph.runner is None or graph.runner.is_meta
         self.counts: Counter[str] = Counter()
         self.met = 0
         self.mixing: list[str] = []
@@ -36,7 +39,7 @@ class ReferenceMode(DispatchMode):
         site = self.sites.get((name, self.counts[name]))
         self.counts[name] += 1
         if site is None:
-            return func(*args, **(kwargs or {}))
+            return self._laid_out(func, args, kwargs or {})
         self.met += 1
         if site.gathers:
             return self._gathered(func, args, kwargs or {}, site)
@@ -45,7 +48,24 @@ class ReferenceMode(DispatchMode):
             mask = self._mask(site.operands[0], args[place])
             args = [*args]
             args[place] = torch.where(torch.from_numpy(mask).to(args[place].device), args[place], 0)
-        return func(*args, **(kwargs or {}))
+        return self._laid_out(func, args, kwargs or {})
+
+    def _laid_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and lay its result out in memory as the trace saw it: products go by that.
+
+        The CPU keeps channels last where the meta device does not, in a padding, say.
+        """
+        out = func(*args, **kwargs)
+        if not self.on_meta or not isinstance(out, Tensor) or out.dim() != 4 or func.is_view:
+            return out
+        if (out.is_contiguous() and func is not _CONVOLUTION) or any(out is arg for arg in args):
+            return out
+        args, kwargs = on_meta(tuple(args), kwargs)
+        said = result_of(func, args, kwargs)
+        said = func(*args, **kwargs) if said is None else said
+        if said.stride() == out.stride():
+            return out
+        return torch.empty_strided(said.shape, said.stride(), dtype=out.dtype, device=out.device).copy_(out)
 
     def _mask(self, fields: tuple[Ids, ...], tensor: Tensor) -> Any:
         mask = np.ones((1,) * tensor.dim(), np.bool_)
