@@ -51,6 +51,7 @@ EXACT = {  # name: (parameters, MACs) for 10 classes and one 3×32×32 image
     "resnet56_pad": (853_018, 125_485_696),
     "resnet110_pad": (1_727_962, 252_887_680),
     "mobilenetv2": (2_236_682, 87_976_448),
+    "mobilenetv2_half": (587_178, 23_688_448),
     "shufflenetv2": (1_263_854, 45_002_112),
     "densenet40": (1_059_298, 282_917_328),
     "squeezenet": (734_986, 52_543_488),

@@ -64,7 +64,7 @@ class Assembly:
 
     def graph(self) -> ChannelGraph:
         """Return the channel graph."""
-        tape, findings = self.traced.tape, self.traced.evaluated
+        tape = self.traced.tape
         layers = _unique(tuple(self._layer(use) for use in (*self.uses, *self.trained_uses) if use.weight is not None))
         return ChannelGraph(
             tensors=self._labelled(),
@@ -78,7 +78,7 @@ class Assembly:
             channel_count=len(self.prunable),
             settings=tuple(
                 SizeSetting(module, attribute, (self.ids[labels.numpy()],), None, True)
-                for module, attribute, labels in {s[:2]: s for s in findings.sizes}.values()
+                for module, attribute, labels in {s[:2]: s for s in tape.sizes}.values()
             ),
             sites=self._sites(),
             order=self._order() if tape.reorders else None,

@@ -97,7 +97,7 @@ class Findings:
     """What the rules note beside labels.
 
     `batch` is the number of examples that run at once; `activations` are the results of the non-linearities, and
-    `rectified` what the rectifiers among them read; `sizes` are attributes of modules, and the labels that each counts.
+    `rectified` what the rectifiers among them read.
     """
 
     batch: int = 1
@@ -106,7 +106,6 @@ class Findings:
     activations: list[Tensor] = field(default_factory=list)
     rectified: list[Tensor] = field(default_factory=list)
     sites: list[Sited] = field(default_factory=list)
-    sizes: list[tuple[str, str, Tensor]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def site(

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from prunus.graph.alike import Readers, noted
 from prunus.graph.findings import Call, Findings, tensors_in
 from prunus.graph.known import Known
+from prunus.graph.labels import varying
 from prunus.graph.members import Members
 from prunus.graph.rules import apply
 from prunus.graph.shapes import result_of
@@ -138,9 +139,19 @@ def _multi_head(tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
         tape.freeze_tensors([tensor], "nn.MultiheadAttention divides by the root of a stored width")
 
 
+def _instance_norm(tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Note what a norm without parameters counts: it only warns where its number is wrong."""
+    name, module = tape.modules[-1] if tape.modules else ("", None)
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and not any(module.state_dict()):
+        for own in tape.read(args[0]):
+            if varying(own) == {1}:
+                tape.sizes.append((name, "num_features", own.reshape(-1)))
+
+
 _HIDING: dict[Any, Callable[[Tape, Sequence[Any], Mapping[str, Any]], None]] = {
     torch.nn.functional.scaled_dot_product_attention: _attention,
     torch.nn.functional.multi_head_attention_forward: _multi_head,
+    torch.nn.functional.instance_norm: _instance_norm,
 }
 
 

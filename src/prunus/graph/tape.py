@@ -53,6 +53,7 @@ class Tape:
         self.steps: list[tuple[int, int, int]] = []
         self.uniform: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self.parents: dict[int, tuple[Tensor, Tensor, dict[int, Tensor]]] = {}
+        self.sizes: list[tuple[str, str, Tensor]] = []  # attributes of modules, and the labels that each counts
         self.reorders = False
         self.is_risky = False
         self.splits: dict[tuple[Place, str], list[Tensor]] = {}

@@ -48,17 +48,18 @@ class MobileNetV2(nn.Module):
     (N, in_channels, H, W) → (N, num_classes) logits, for any H, W ≥ 1 (32×32 in the source). There is no dropout.
     """
 
-    def __init__(self, num_classes: int, in_channels: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int, narrower: int = 1) -> None:
         super().__init__()
-        layers: list[nn.Module] = conv_bn(in_channels, 32, 3, activation=nn.ReLU6)
-        width = 32
-        for expansion, out_channels, blocks, first_stride in STAGES:
+        width, last = 32 // narrower, 1280 // narrower
+        layers: list[nn.Module] = conv_bn(in_channels, width, 3, activation=nn.ReLU6)
+        for expansion, channels, blocks, first_stride in STAGES:
             for index in range(blocks):
+                out_channels = channels // narrower
                 layers.append(InvertedResidual(width, out_channels, first_stride if index == 0 else 1, expansion))
                 width = out_channels
-        layers += conv_bn(width, 1280, 1, activation=nn.ReLU6)
+        layers += conv_bn(width, last, 1, activation=nn.ReLU6)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(1280, num_classes)
+        self.classifier = nn.Linear(last, num_classes)
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,3 +75,8 @@ def mobilenetv2(num_classes: int = 10, in_channels: int = 3) -> MobileNetV2:
     The strides are those of github.com/chenyaofo/pytorch-cifar-models, `mobilenetv2_x1_0`.
     """
     return MobileNetV2(num_classes, in_channels)
+
+
+def mobilenetv2_half(num_classes: int = 10, in_channels: int = 3) -> MobileNetV2:
+    """MobileNetV2 with half of every width, for training on a CPU: 0.59 M parameters, 23.7 M MACs at 32×32."""
+    return MobileNetV2(num_classes, in_channels, narrower=2)

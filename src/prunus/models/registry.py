@@ -27,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet56_pad": resnet.resnet56_pad,
     "resnet110_pad": resnet.resnet110_pad,
     "mobilenetv2": mobilenet.mobilenetv2,
+    "mobilenetv2_half": mobilenet.mobilenetv2_half,
     "shufflenetv2": shufflenet.shufflenetv2,
     "densenet40": densenet.densenet40,
     "squeezenet": squeezenet.squeezenet,

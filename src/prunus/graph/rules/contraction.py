@@ -75,7 +75,7 @@ def _whole_groups(
     tape.write(weight, [field for field in tape.read(weight) if varying(field) == {0}])
     tape.unmark(columns)
     if _is_module(tape):
-        findings.sizes.append((tape.modules[-1][0], "groups", own.reshape(-1)))
+        tape.sizes.append((tape.modules[-1][0], "groups", own.reshape(-1)))
     tape.is_risky = True
     return own.expand_as(outputs).reshape(-1)
 
