@@ -79,6 +79,24 @@ COUNTER_EXAMPLES = {
         ),
         seed=0,
     ),
+    "channels of a kind that stay whole beside those that are counted": Drawn(
+        stem=15,
+        steps=(
+            Residual((Step("variance of groups (EvoNorm)", 2),)),
+            Residual((Step("every second channel", 9), Step("variance of groups (EvoNorm)", 2))),
+        ),
+        seed=0,
+    ),
+    "one channel of a kind in a narrower network, which has no label": Drawn(
+        stem=15,
+        steps=(
+            Concat(((Step("depthwise with a multiplier", 7), Step("LayerScale (C,), viewed", 3)), ())),
+            Residual((Step("BatchNorm", 7), Step("dynamic convolution", 9))),
+            Step("GroupNorm, 1 group", 2),
+            Step("multi-query attention", 2),
+        ),
+        seed=0,
+    ),
     "a norm that only warns of its width": Drawn(7, (Step("InstanceNorm", 2),), 0),
     "a narrower stage moves what stays whole": Drawn(
         7, (Step("gated linear unit", 4), Step("cut at a literal", 2), Step("shuffle, the rest by −1", 9)), 36523

@@ -11,6 +11,7 @@ from torch import nn
 
 from prunus.graph.assemble import Assembly
 from prunus.graph.labels import Hints
+from prunus.graph.layout import bundle_signatures
 from prunus.graph.sizes import shaped
 
 if TYPE_CHECKING:
@@ -47,12 +48,11 @@ def find_levels(
     return Assembly(recording.traced, known) if known else assembly
 
 
-def _components(assembly: Assembly, bundle: int) -> np.ndarray:
-    return np.flatnonzero(assembly.traced.layout.bundle == bundle)
-
-
 def _counts(assembly: Assembly, bundle: int) -> dict[int, int]:
-    return dict(Counter(map(int, assembly.traced.layout.signature[_components(assembly, bundle)])))
+    """Count the components of a bundle, and of those that run through the same places and go in its group, by kind."""
+    layout = assembly.traced.layout
+    kinds = bundle_signatures(layout)
+    return dict(Counter(map(int, layout.signature[kinds[layout.bundle] == kinds[bundle]])))
 
 
 def _unit(assembly: Assembly, bundle: int) -> int:
@@ -88,6 +88,8 @@ def _try(
             inside = int((run == bundle).sum())
             blocks = owner.size // length if length and owner.size > length else 1
             shapes[owner.tensor][owner.axis] -= (inside - inside // units[bundle] * width) // blocks
+        if shapes[owner.tensor][owner.axis] == 1 < length:
+            return {}  # an axis of one index has no labels
     graph = assembly.graph()
     if graph.settings or repairs.accepted:
         return {}
@@ -99,8 +101,9 @@ def _try(
     seen = Counter(map(int, traced.layout.signature))
     if seen.keys() - set(map(int, layout.signature)):
         return {}  # it has channels that run where none of the wide network's do
-    narrowed = np.isin(layout.bundle, list(widths))
-    others = Counter(map(int, layout.signature[~narrowed]))
-    if any(seen[s] != others[s] for s in others.keys() - set(map(int, layout.signature[narrowed]))):
-        return {}  # what stays whole would run elsewhere
+    groups = {int(bundle_signatures(layout)[b]): _counts(assembly, b) for b in widths}
+    narrowed = Counter(signature for counts in groups.values() for signature in counts)
+    seen.subtract(map(int, layout.signature[~np.isin(layout.bundle, list(widths))]))  # what stays whole
+    if any(count != 0 and (count < 0 or narrowed[s] != 1) for s, count in seen.items()):
+        return {}  # it would run elsewhere, or nobody can say which group these are of
     return {bundle: {s: seen[s] for s in _counts(assembly, bundle)} for bundle in widths}

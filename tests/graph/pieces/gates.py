@@ -102,7 +102,7 @@ class Triplet(Block):
             pooled = torch.cat((y.amax(1, keepdim=True), y.mean(1, keepdim=True)), 1)
             return y * torch.sigmoid(convolution(pooled))
 
-        turned = gate(x.permute(0, 2, 1, 3).contiguous(), self.gates[0]).permute(0, 2, 1, 3)
+        turned = gate(x.permute(0, 2, 1, 3).contiguous(), self.gates[0]).permute(0, 2, 1, 3).contiguous()
         return (turned + gate(x, self.gates[1])) / 2
 
 
