@@ -92,16 +92,17 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     memo[id(module)] = made
     held = vars(made)
     for name, value in vars(module).items():
-        if value.__class__ in _PLAIN or isinstance(value, _SHARED):
-            held[name] = value
-        elif value.__class__ in _EMPTY and not value:
-            held[name] = value.__class__()
-        elif type(value) is tuple and all(isinstance(item, _SHARED) for item in value):
+        form = value.__class__
+        if form in _PLAIN:
             held[name] = value
         elif name == "_modules":
             held[name] = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             held[name] = {key: None if t is None else memo.get(id(t), t) for key, t in value.items()}
+        elif form in _EMPTY and not value:
+            held[name] = form()
+        elif isinstance(value, _SHARED) or (form is tuple and all(isinstance(item, _SHARED) for item in value)):
+            held[name] = value
         else:
             held[name] = copy.deepcopy(value, memo)
     return made

@@ -11,19 +11,47 @@ class Members:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, nn.Module] = {}
-        parameters: list[tuple[str, Tensor]] = []
-        buffers: list[tuple[str, Tensor]] = []
-        known: set[int] = set()
-        for name, module in model.named_modules(remove_duplicate=False):
-            if id(module) not in known:
-                known.add(id(module))
-                self.modules[name] = module
-            prefix = f"{name}." if name else ""
-            for found, held in ((parameters, module._parameters), (buffers, module._buffers)):
-                found += [(prefix + key, tensor) for key, tensor in held.items() if tensor is not None]
-        self.tensors = [*parameters, *buffers]
-        first = {id(tensor): name for name, tensor in reversed(parameters)}
-        self.parameters = frozenset(first.values())
+        self._model = model
+        self._parameters: list[tuple[str, Tensor]] = []
+        self._buffers: list[tuple[str, Tensor]] = []
+        self._unsaved: set[str] = set()
+        self._walk(model, "", set())
+        self.tensors = [*self._parameters, *self._buffers]
+
+    def _walk(self, module: nn.Module, name: str, known: set[int]) -> None:
+        if id(module) not in known:
+            known.add(id(module))
+            self.modules[name] = module
+        prefix = f"{name}." if name else ""
+        for found, held in ((self._parameters, module._parameters), (self._buffers, module._buffers)):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    found.append((prefix + key, tensor))
+        self._unsaved.update(prefix + key for key in module._non_persistent_buffers_set)
+        for key, child in module._modules.items():
+            if child is not None:
+                self._walk(child, prefix + key, known)
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The first name of every parameter."""
+        return frozenset({id(tensor): name for name, tensor in reversed(self._parameters)}.values())
+
+    @property
+    def saved(self) -> frozenset[str]:
+        """The names of what the state dict holds; torch is asked where a module may have its own way."""
+        if any(map(_saves_itself, self.modules.values())):
+            return frozenset(self._model.state_dict(keep_vars=True))
+        return frozenset({name for name, _ in self.tensors} - self._unsaved)
+
+
+_STATE = ("state_dict", "_save_to_state_dict")
+
+
+def _saves_itself(module: nn.Module) -> bool:
+    """Say whether a module may leave out, add or rename what its state dict holds."""
+    hooks = module._state_dict_hooks or module._state_dict_pre_hooks
+    return bool(hooks) or any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE)
 
 
 def meta_copies(members: Members) -> dict[int, Tensor]:

@@ -101,7 +101,7 @@ class Runner:
                 tape.related(ends[0], ends[1])
         if tape.hints.whole:
             tape.freeze(torch.arange(tape.label_count), f"a smaller network does not run ({tape.hints.whole[0]})")
-        state_of = State(state, members.parameters, frozenset(model.state_dict(keep_vars=True)))
+        state_of = State(state, members.parameters, members.saved)
         traced = Traced.of(members.modules, tape, found[False], found[True], state_of)
         return Recording(traced, steps)
 
