@@ -146,6 +146,7 @@ def work(arguments: argparse.Namespace) -> int:
         calibration=arguments.calibration,
         device=torch.device(arguments.device),
         on_epoch=_Clock(arguments),
+        flip=arguments.data != "digits",  # a mirrored 2 is no digit
         validation=VALIDATION,
         split_seed=SPLIT_SEED,
     )
@@ -208,6 +209,8 @@ def _do(cell: Cell, settings: Settings, rate: float, file: Path) -> bool:
         atomic_write_json(file, {**dataclasses.asdict(cell), "failed": reason, "date": date})
         return False
     atomic_write_json(file, figures)
+    for checkpoint in (settings.work / cell.name).glob("*.ckpt*"):
+        checkpoint.unlink()
     steps = ", ".join(f"{step} {100 * value:.2f}" for step, value in figures["held_out_accuracy"].items())
     say(f"{cell.name}: {steps}; test {100 * figures['test_accuracy']:.2f}; {time.perf_counter() - begin:.0f} s")
     return True

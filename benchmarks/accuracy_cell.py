@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -70,6 +71,7 @@ class Settings:
     calibration: int
     device: torch.device
     on_epoch: Callable[[Cell, dict[str, Any]], None]
+    flip: bool = True
     validation: float = 0.1
     split_seed: int = 0
 
@@ -169,7 +171,7 @@ class Run:
 
     def _shared(self) -> dict[str, Any]:
         side = int(self.settings.data.train_images.shape[-1])
-        shared: dict[str, Any] = {"crop_padding": side // 8, "flip": self.settings.data.name != "digits"}
+        shared: dict[str, Any] = {"crop_padding": side // 8, "flip": self.settings.flip}
         if not self.cell.distilled:
             return shared
         if not {field.name for field in dataclasses.fields(Recipe)}.issuperset(DISTILLED):
@@ -177,7 +179,7 @@ class Run:
         return shared | DISTILLED
 
     def _start(self) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the network that is trained, from the cell's folder where it is there; and what is to be said of it."""
+        """Return the network that is trained, from the cell's folder where it is there, and notes on it."""
         file, figures = self.folder / "start.safetensors", self.folder / "start.json"
         if file.exists() and figures.exists():
             known = read_json(figures)
@@ -334,8 +336,6 @@ class _Timer:
 def versions() -> dict[str, str]:
     """Return the versions of what took part."""
     found = {"prunus": prunus.__version__, "torch": str(torch.__version__), "numpy": metadata.version("numpy")}
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch-pruning"] = metadata.version("torch-pruning")
-    except metadata.PackageNotFoundError:
-        pass
     return found
