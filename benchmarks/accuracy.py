@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accuracy_cell import Cell, Run, Settings
+from accuracy_cell import Cell, Settings
 from accuracy_methods import METHODS, PARTS, find_method
+from accuracy_run import Run
 
 import prunus
 from prunus.errors import PrunusError
