@@ -97,6 +97,9 @@ COUNTER_EXAMPLES = {
         ),
         seed=0,
     ),
+    "channels that only the second use of a weight makes": Drawn(
+        14, (Step("einsum with a weight", 12), Residual((Step("tied transposed weight", 7),))), 7085
+    ),
     "a norm that only warns of its width": Drawn(7, (Step("InstanceNorm", 2),), 0),
     "a narrower stage moves what stays whole": Drawn(
         7, (Step("gated linear unit", 4), Step("cut at a literal", 2), Step("shuffle, the rest by −1", 9)), 36523

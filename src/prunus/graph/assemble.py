@@ -130,8 +130,10 @@ class Assembly:
         everything = [*self.uses, *self.trained_uses]
         produced = np.zeros(self.traced.layout.count, np.bool_)
         consumed = produced.copy()
+        makers: set[str] = set()
         for use in everything:
-            if use.weight is not None:
+            if use.weight is not None and use.weight not in makers:  # as a layer, a weight is what it is used for first
+                makers.add(use.weight)
                 produced[component[use.output_labels]] = True
             consumed[component[use.input_labels]] = True
         for sites in (self.traced.evaluated.sites, self.traced.trained.sites):
