@@ -71,6 +71,7 @@ def test_the_folder_holds_all_that_was_promised_and_nothing_else(finished: Path)
         "dense.safetensors",
         "plan.json",
         "verification.json",
+        "recovery.json",
         "model.safetensors",
         "summary.json",
         "report.html",
@@ -212,9 +213,9 @@ def test_a_wrong_criterion_is_said_before_any_training(tmp_path: Path) -> None:
 
 def test_calibration_images_come_with_their_own_labels(tmp_path: Path) -> None:
     """In batches of many classes, none twice, and without augmentation."""
-    config = RunConfig.model_validate({**SETTINGS, "out": tmp_path})
+    config = RunConfig.model_validate({**SETTINGS, "out": tmp_path, "calibration_images": 200})
     run = prepare(config, RunFolder(tmp_path), torch.device("cpu"), Console(file=io.StringIO()))
-    batches = run.labelled_calibration(64, count=200)
+    batches = run.labelled_calibration(64)
     assert [len(labels) for _, labels in batches] == [64, 64, 64, 8]
     images = run.normalize(run.split.train_images).flatten(1)
     places = [int((images == image.flatten()).all(1).nonzero()[0]) for batch, _ in batches for image in batch]
