@@ -19,7 +19,7 @@ from prunus.graph.ignore import keeping, with_outputs, without
 from prunus.graph.trace import Inputs, trace
 from prunus.plan import PruningPlan, plan_from_keep
 from prunus.recovery import in_order
-from prunus.recovery import recover as recovered_after
+from prunus.recovery import recover as run_steps
 from prunus.recovery.batches import device_of
 from prunus.surgery import remove
 from prunus.verify import TOLERANCE, Verification, verify
@@ -183,7 +183,7 @@ def _recovered(
     seed: int,
 ) -> nn.Module:
     images = [batch for batch, _ in batches_of(calibration, device_of(model), (), steps[0])]
-    for done in recovered_after(model, pruned, graph, plan, images, steps, seed=seed):
+    for done in run_steps(model, pruned, graph, plan, images, steps, seed=seed):
         pruned = done.model
     return pruned
 
