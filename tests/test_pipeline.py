@@ -179,11 +179,12 @@ def test_a_folder_with_strange_files_is_refused(run: Path) -> None:
         compress(run)
 
 
-@pytest.mark.parametrize("name", ["dense.safetensors", "metrics.jsonl", "plan.json"])
+@pytest.mark.parametrize("name", ["dense.safetensors", "metrics.jsonl", "plan.json", "recovery.json"])
 def test_a_damaged_file_of_the_run_is_one_clear_error(run: Path, name: str) -> None:
     (run / "summary.json").unlink()
     if name == "plan.json":
         (run / "model.safetensors").unlink()
+    if name in {"plan.json", "recovery.json"}:
         (run / "checkpoints").mkdir()
         shutil.copy(run / "dense.safetensors", run / "checkpoints" / "removed.safetensors")
     data = (run / name).read_bytes()
