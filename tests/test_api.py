@@ -90,6 +90,28 @@ def test_an_iterator_of_calibration_serves_every_attempt(model: nn.Module, monke
     assert result.plan == prunus.prune(model, X, criterion="taylor", pruning_ratio=0.5, calibration=batches).plan
 
 
+def test_recovery_is_that_of_the_functions_in_their_order(model: nn.Module) -> None:
+    images = torch.randn(24, 3, 12, 12)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pairs = [(images, torch.zeros(24, dtype=torch.long))]
+    result = prunus.prune(model, X, pruning_ratio=0.5, calibration=iter(pairs), recover=("recalibrate", "reconstruct"))
+    plain = prunus.prune(model, X, pruning_ratio=0.5)
+    assert result.plan == plain.plan and result.verification.passed and result.seconds["recover"] > 0
+    refitted, _ = prunus.reconstruct(model, plain.model, plain.graph, plain.plan, images)
+    expected = prunus.recalibrate(refitted, images).state_dict()
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert not torch.equal(expected["head.weight"], plain.model.state_dict()["head.weight"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_recovery_without_images_or_by_an_unknown_step_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"reconstruct looks at images: pass calibration=images, \(N, C, H, W\)"):
+        prunus.prune(model, X, pruning_ratio=0.5, recover="reconstruct")
+    with pytest.raises(ConfigError, match=r"no recovery step 'recalibrat'. Did you mean 'recalibrate'\?"):
+        prunus.prune(model, X, pruning_ratio=0.5, recover=["recalibrat"], calibration=X)
+
+
 def test_ignored_layers_keep_their_shape(model: nn.Module) -> None:
     result = prunus.prune(model, X, pruning_ratio=0.5, ignore=["stem"])
     assert [group.name for group in result.plan.groups] == ["body.0"]

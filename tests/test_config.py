@@ -113,6 +113,10 @@ def test_one_error_is_one_sentence() -> None:
         ("validation", "nan", "finite"),
         ("label_smoothing", "1", "less than 1"),
         ("norm", "3", "none of 1, 2"),
+        ("distill", "1.1", "less than or equal to 1"),
+        ("temperature", "0", "greater than 0"),
+        ("ema", "1", "less than 1"),
+        ("calibration_images", "1", "greater than or equal to 2"),
         ("device", "cuda:x", "none of the names"),
         ("seed", "-1", "greater than or equal to 0"),
         ("skip_bad_images", "perhaps", "neither true nor false"),
@@ -144,6 +148,79 @@ def test_an_option_that_would_do_nothing_is_refused() -> None:
     assert "--rounds" not in message
     assert "--rounds 5 does nothing here" in problems(GOOD | {"rounds": "5"})
     assert "--degree hoyer does nothing here" in problems(GOOD | {"criterion": "l1_norm", "degree": "hoyer"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept", "steps"),
+    [
+        (None, "reconstruct", ("reconstruct",)),
+        ("recalibrate, compensate", "compensate,recalibrate", ("compensate", "recalibrate")),
+        ("reconstruct,reconstruct", "reconstruct", ("reconstruct",)),
+        ("none", "none", ()),
+    ],
+)
+def test_recovery_steps_are_put_in_their_order(
+    tmp_path: Path, typed: str | None, kept: str, steps: tuple[str, ...]
+) -> None:
+    config = load_config(flags=GOOD | {"recover": typed})
+    assert (config.recover, config.recovery_steps) == (kept, steps)
+    assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+def test_the_configuration_knows_the_steps_that_there_are() -> None:
+    from prunus.config.fields import RECOVERY_STEPS
+    from prunus.recovery import STEPS
+
+    assert RECOVERY_STEPS == STEPS
+
+
+def test_a_wrong_recovery_step_is_refused() -> None:
+    assert (
+        "--recover: 'reconstuct,none' is none and something: leave one of the two out; type e.g. --recover reconstruct"
+        in problems(GOOD | {"recover": "reconstuct,none"})
+    )
+    assert (
+        "--recover: 'reconstuct' names 'reconstuct', which is none of compensate, reconstruct, recalibrate, none; "
+        "did you mean reconstruct?" in problems(GOOD | {"recover": "reconstuct"})
+    )
+    assert "--recover: 3 is not text" in problems(GOOD | {"recover": 3})
+    assert "names ''" in problems(GOOD | {"recover": ""})
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"temperature": "2"}, "--temperature 2.0 does nothing here: it is for --distill, which is 0"),
+        (
+            {"distill": "0.5", "finetune_epochs": "0"},
+            "--distill 0.5 does nothing here: it is for the training after the removal, and --finetune-epochs is 0",
+        ),
+        (
+            {"ema": "0.99", "finetune_epochs": "0", "checkpoint": "a.safetensors"},
+            "--ema 0.99 does nothing here: there is a --checkpoint, and --finetune-epochs is 0",
+        ),
+        (
+            {"recover": "none", "calibration_images": "64"},
+            "--calibration-images 64 does nothing here: --recover is none, and the criterion looks at weights alone",
+        ),
+    ],
+)
+def test_training_and_recovery_options_that_would_do_nothing_are_refused(flags: dict[str, object], says: str) -> None:
+    assert problems(GOOD | flags) == f"The configuration cannot be used: {says}."
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"distill": "1", "temperature": "2"},
+        {"ema": "0.99", "finetune_epochs": "0"},
+        {"recover": "none", "calibration_images": "64", "criterion": "hrank"},
+        {"recover": "none", "calibration_images": "64", "degree": "activation"},
+        {"recover": "recalibrate", "calibration_images": "64"},
+    ],
+)
+def test_options_that_do_something_pass(flags: dict[str, object]) -> None:
+    assert load_config(flags=GOOD | flags)
 
 
 def test_options_of_the_criterion_are_those_it_takes() -> None:

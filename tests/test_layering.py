@@ -19,7 +19,7 @@ COSTED = TRACED | {"cost"}
 SCORED = COSTED | {"criteria", "budget"}
 PLANNED = SCORED | {"plan", "allocation"}
 CUT = PLANNED | {"surgery", "verify"}
-PRUNED = CUT | {"api"}
+PRUNED = CUT | {"recovery", "api"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "collector": set(),
@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "verify": PLANNED,
     "migration": PLANNED | {"surgery"},
     "recovery": CUT,  # what is repaired after a removal, before any training
-    "api": CUT,
+    "api": CUT | {"recovery"},
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
     "data": BASE,

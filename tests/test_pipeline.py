@@ -71,6 +71,7 @@ def test_the_folder_holds_all_that_was_promised_and_nothing_else(finished: Path)
         "dense.safetensors",
         "plan.json",
         "verification.json",
+        "recovery.json",
         "model.safetensors",
         "summary.json",
         "report.html",
@@ -178,11 +179,12 @@ def test_a_folder_with_strange_files_is_refused(run: Path) -> None:
         compress(run)
 
 
-@pytest.mark.parametrize("name", ["dense.safetensors", "metrics.jsonl", "plan.json"])
+@pytest.mark.parametrize("name", ["dense.safetensors", "metrics.jsonl", "plan.json", "recovery.json"])
 def test_a_damaged_file_of_the_run_is_one_clear_error(run: Path, name: str) -> None:
     (run / "summary.json").unlink()
     if name == "plan.json":
         (run / "model.safetensors").unlink()
+    if name in {"plan.json", "recovery.json"}:
         (run / "checkpoints").mkdir()
         shutil.copy(run / "dense.safetensors", run / "checkpoints" / "removed.safetensors")
     data = (run / name).read_bytes()
@@ -212,9 +214,9 @@ def test_a_wrong_criterion_is_said_before_any_training(tmp_path: Path) -> None:
 
 def test_calibration_images_come_with_their_own_labels(tmp_path: Path) -> None:
     """In batches of many classes, none twice, and without augmentation."""
-    config = RunConfig.model_validate({**SETTINGS, "out": tmp_path})
+    config = RunConfig.model_validate({**SETTINGS, "out": tmp_path, "calibration_images": 200})
     run = prepare(config, RunFolder(tmp_path), torch.device("cpu"), Console(file=io.StringIO()))
-    batches = run.labelled_calibration(64, count=200)
+    batches = run.labelled_calibration(64)
     assert [len(labels) for _, labels in batches] == [64, 64, 64, 8]
     images = run.normalize(run.split.train_images).flatten(1)
     places = [int((images == image.flatten()).all(1).nonzero()[0]) for batch, _ in batches for image in batch]

@@ -19,9 +19,11 @@ import prunus.files
 from prunus import pipeline
 from prunus.config import RunConfig
 
+RECOVERY = ["--recover", "reconstruct,recalibrate", "--calibration-images", "256"]
+TRAINING = ["--distill", "0.5", "--temperature", "3", "--ema", "0.9"]
 METHODS = {
     "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4"],
-    "iterative": ["--schedule", "iterative", "--rounds", "2", "--size", "0.15MB"],
+    "iterative": ["--schedule", "iterative", "--rounds", "2", "--size", "0.15MB", *RECOVERY, *TRAINING],
 }
 COMMAND = ["--model", "resnet8", "--data", "digits", "--epochs", "4", "--finetune-epochs", "8"]
 PLACE = ["--threads", "1", "--device", "cpu"]
@@ -80,6 +82,7 @@ def results(out: Path) -> dict[str, Any]:
     return {
         **{name: (out / name).read_bytes() for name in names},
         "metrics": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
+        "recovery": [{key: value for key, value in row.items() if key != "seconds"} for row in summary["recovery"]],
         "accuracies": [summary[side]["test_accuracy"] for side in ("dense", "pruned")],
         "epochs": summary["epochs"],
     }
@@ -99,7 +102,15 @@ def test_killed_in_every_stage_and_started_again(method: str, tmp_path: Path) ->
 
 
 def in_process(out: Path, **changes: Any) -> None:
-    settings = {"model": "resnet8", "data": "digits", "epochs": 1, "finetune_epochs": 2, "threads": 1, "device": "cpu"}
+    settings: dict[str, Any] = {
+        "model": "resnet8",
+        "data": "digits",
+        "epochs": 1,
+        "finetune_epochs": 2,
+        "threads": 1,
+        "device": "cpu",
+    }
+    settings["calibration_images"] = 128
     pipeline.compress(RunConfig.model_validate({**settings, "out": out, **changes}), Console(file=io.StringIO()))
 
 
@@ -107,7 +118,7 @@ def in_process(out: Path, **changes: Any) -> None:
     "changes",
     [
         {"method": "layer-fusion", "macs": 0.5, "search_epochs": 2},
-        {"schedule": "iterative", "rounds": 2, "macs": 0.5},
+        {"schedule": "iterative", "rounds": 2, "macs": 0.5, "distill": 0.5, "ema": 0.9},
     ],
     ids=["layer-fusion", "iterative"],
 )
@@ -138,6 +149,7 @@ def test_stopped_right_after_every_file_that_it_writes(
     monkeypatch.undo()
     names = {entry.split()[0] for entry in stopped_after}
     assert {"config.yaml", "environment.json", "dense.safetensors", "plan.json", "verification.json"} <= names
+    assert {"recovered-1.ckpt.safetensors", "recovery.json"} <= names
     assert {"removed.safetensors", "model.safetensors", "summary.json", "report.html"} <= names
     assert {"dense.ckpt.safetensors", "finetune.ckpt.safetensors"} <= names
     assert results(tmp_path / "parts") == results(tmp_path / "whole")

@@ -12,11 +12,15 @@ from torch import nn
 from prunus.allocation import allocate
 from prunus.budget import Budget
 from prunus.criteria import Calibration, Criterion, score
+from prunus.criteria.calibration import batches_of
 from prunus.errors import BudgetError, ConfigError, VerificationError
 from prunus.graph.channels import ChannelGraph, ChannelGroup
 from prunus.graph.ignore import keeping, with_outputs, without
 from prunus.graph.trace import Inputs, trace
 from prunus.plan import PruningPlan, plan_from_keep
+from prunus.recovery import in_order
+from prunus.recovery import recover as run_steps
+from prunus.recovery.batches import device_of
 from prunus.surgery import remove
 from prunus.verify import TOLERANCE, Verification, verify
 
@@ -25,8 +29,8 @@ from prunus.verify import TOLERANCE, Verification, verify
 class PruneResult:
     """What `prune` returns: the smaller network, what was removed, the proof, and the original's channel graph.
 
-    `seconds` says how long the stages took: ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"`` and
-    ``"verify"``.
+    The proof is that of the removal, before any step that `recover` named. `seconds` says how long the stages took:
+    ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"``, ``"verify"`` and, if wanted, ``"recover"``.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ def prune(
     ignore: Iterable[str] = (),
     freeze: Iterable[str] = (),
     calibration: Calibration | None = None,
+    recover: str | Iterable[str] = (),
     seed: int = 0,
     **options: Any,
 ) -> PruneResult:
@@ -67,22 +72,29 @@ def prune(
         ignore: names of layers or modules that keep their exact shape.
         freeze: names of layers or modules whose outputs stay as many, while their inputs may become fewer.
         calibration: what the criteria that look at activations or gradients measure on: images, (N, C, H, W), an
-            iterable of batches, or one of (images, labels) pairs, which taylor needs; see `prunus.score`.
-        seed: for the criteria that draw.
+            iterable of batches, or one of (images, labels) pairs, which taylor needs; see `prunus.score`. Also what
+            `recover` looks at, without labels.
+        recover: what gives accuracy back once the removal is proven: some of ``"compensate"``, ``"reconstruct"`` and
+            ``"recalibrate"``, carried out in this order; see the functions of these names. `reconstruct` alone does
+            most.
+        seed: for the criteria that draw, and for `reconstruct`.
         **options: passed to `prunus.score`: the criterion's own, ``reduce``, ``normalize`` and ``needs``.
 
     Returns:
         The smaller network, the plan, the verification and the channel graph.
 
     Raises:
-        ConfigError: not exactly one of `budget` and `pruning_ratio` is given, or `ignore` or
-            `freeze` names an unknown layer.
+        ConfigError: not exactly one of `budget` and `pruning_ratio` is given, `ignore` or `freeze` names an unknown
+            layer, or `recover` an unknown step, or it has no calibration.
         BudgetError: the budget cannot be reached, or nothing can be pruned.
         VerificationError: the pruned network differs from the silenced original. Nothing is returned then.
     """
     if (budget is None) == (pruning_ratio is None):
         raise ConfigError("give one of budget=prunus.Budget(macs=0.5) and pruning_ratio=0.5.")
     chosen = budget if budget is not None else Budget(pruning_ratio=pruning_ratio)
+    steps = in_order(recover)
+    if steps and calibration is None:
+        raise ConfigError(f"{steps[0]} looks at images: pass calibration=images, (N, C, H, W) as the model takes them.")
     clock = _Clock()
     if isinstance(calibration, Iterator):  # scores may be taken several times
         calibration = list(calibration)
@@ -108,6 +120,9 @@ def prune(
         clock.stop("plan")
         pruned, verification = _proven(model, graph, plan, example_inputs, clock)
         if pruned is not None and verification.passed:
+            if calibration is not None and steps:
+                pruned = _recovered(model, pruned, graph, plan, calibration, steps, seed)
+                clock.stop("recover")
             return PruneResult(pruned, plan, verification, graph, clock.seconds)
         if not attempt:
             closer = with_outputs(without(trace(model, example_inputs, thorough=True), ignored), frozen)
@@ -156,6 +171,21 @@ def _proven(
     if clock is not None:
         clock.stop("verify")
     return pruned, verification
+
+
+def _recovered(
+    model: nn.Module,
+    pruned: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    calibration: Calibration,
+    steps: tuple[str, ...],
+    seed: int,
+) -> nn.Module:
+    images = [batch for batch, _ in batches_of(calibration, device_of(model), (), steps[0])]
+    for done in run_steps(model, pruned, graph, plan, images, steps, seed=seed):
+        pruned = done.model
+    return pruned
 
 
 def _culprits(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs) -> list[str]:

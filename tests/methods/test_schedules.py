@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from torch import nn
 from prunus.allocation import Budget
 from prunus.cost import count_cost
 from prunus.errors import BudgetError, VerificationError
+from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
-from prunus.methods import Choice, iterative, one_shot
+from prunus.methods import Choice, iterative, one_shot, schedules
 from prunus.models import build_model
-from prunus.plan import plan_from_keep
+from prunus.plan import PruningPlan, plan_from_keep
 from prunus.surgery import remove
+from prunus.verify import Verification, verify
 
 INPUTS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 CHOICE = Choice("l1_norm")
@@ -83,6 +87,39 @@ def test_a_budget_out_of_reach_is_said_before_anything_is_trained() -> None:
 
     with pytest.raises(BudgetError, match="not reachable"):
         iterative(network(), Budget(macs=0.0001), CHOICE, INPUTS, rounds=2, between=between)
+
+
+def test_every_round_is_recovered_before_it_is_trained() -> None:
+    events: list[str] = []
+    seen: list[nn.Module] = []
+
+    def recover(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+        assert verify(model, small, graph, plan, INPUTS).passed, "network, graph and plan belong to this removal"
+        events.append("recover")
+        seen.append(copy.deepcopy(small))
+        return seen[-1]
+
+    def between(small: nn.Module, number: int) -> nn.Module:
+        assert small is seen[-1]
+        events.append(f"train {number}")
+        return small
+
+    removal = iterative(network(), Budget(macs=0.4), CHOICE, INPUTS, rounds=3, between=between, recover=recover)
+    assert events == ["recover", "train 1", "recover", "train 2", "recover"]
+    assert removal.model is seen[-1]
+
+
+def test_what_was_removed_wrongly_is_not_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any) -> Verification:
+        return dataclasses.replace(verify(*arguments), passed=False)
+
+    def recover(*arguments: Any) -> nn.Module:
+        raise AssertionError("recovered in vain")
+
+    monkeypatch.setattr(schedules, "verify", failing)
+    model = network()
+    removal = one_shot(model, trace(model, INPUTS), Budget(macs=0.5), CHOICE, INPUTS, recover)
+    assert not removal.verifications[0].passed
 
 
 def test_a_wrong_removal_stops() -> None:

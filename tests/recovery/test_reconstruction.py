@@ -259,3 +259,19 @@ def test_too_few_images_do_no_harm() -> None:
     assert any("images that it has not seen" in layer.reason for layer in report.left)
     before, after, plain = (difference(network, model, held_out) for network in (pruned, made, ruined))
     assert after < 1.2 * before < plain, (before, after, plain)
+
+
+def test_a_compensated_network_is_refitted_like_one_that_is_not() -> None:
+    """The constant that a running mean holds already does not count twice."""
+    torch.manual_seed(0)
+    model = randomise(prunus.build_model("resnet8")).eval()
+    images = torch.randn(64, 3, 8, 8)
+    graph = prunus.trace(model, images[:1])
+    plan = half_plan(graph)
+    small = prunus.remove(model, graph, plan)
+    compensated, _ = compensate(model, small, graph, plan, images)
+    assert not same_tensors(compensated, small)
+    refitted, _ = reconstruct(model, small, graph, plan, images, ridge=0.1)
+    again, _ = reconstruct(model, compensated, graph, plan, images, ridge=0.1)
+    for name, tensor in refitted.state_dict().items():
+        assert torch.allclose(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5), name

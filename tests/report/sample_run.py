@@ -25,6 +25,10 @@ def summary() -> dict[str, Any]:
         "device": "cpu",
         "seed": 0,
         "epochs": {"dense": 12, "search": 0, "finetune": 6},
+        "recovery": [
+            {"removal": 1, "step": "removed", "val_accuracy": 0.1164},
+            {"removal": 1, "step": "reconstruct", "val_accuracy": 0.8002, "layers_changed": 19, "seconds": 12.3},
+        ],
         "dense": {
             "test_accuracy": 0.8712,
             "params": 272474,

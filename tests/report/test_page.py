@@ -36,6 +36,7 @@ def test_the_page_holds_what_a_reader_wants(tmp_path: Path) -> None:
         "1.45× as fast",
         "median of 100 calls, batch 1, 1 thread, PyTorch 2.13, X1",
         "fine-tuning",
+        "On the held-out images, before any training: removed 11.64 %, reconstruct 80.02 %.",
         "3.1e-15",
         "passed",
         "prunus compress --config",
@@ -44,6 +45,14 @@ def test_the_page_holds_what_a_reader_wants(tmp_path: Path) -> None:
         LAYERS[-1],
     ):
         assert text in page, text
+
+
+def test_several_removals_are_numbered_and_none_is_not_spoken_of(tmp_path: Path) -> None:
+    rows = [{"removal": number, "step": "removed", "val_accuracy": number / 10} for number in (1, 2)]
+    page = own_part(write_report(write_run(tmp_path / "a", recovery=rows)).read_text())
+    assert "before any training, removal 1: removed 10.00 %." in page
+    assert "before any training, removal 2: removed 20.00 %." in page
+    assert "before any training" not in own_part(write_report(write_run(tmp_path / "b", recovery=[])).read_text())
 
 
 def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:

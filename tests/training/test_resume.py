@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from prunus.files import load_tensors
 from prunus.training import Recipe
 from tests.training.conftest import augment
 
 Train = Callable[..., tuple[nn.Module, list[dict[str, Any]]]]
+load_state_dict = nn.Module.load_state_dict
 
 
 class SoftMask:
@@ -58,6 +60,11 @@ def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in metrics.items() if name != "seconds"} for metrics in history]
 
 
+def teacher() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
+
+
 def interrupted_in(epoch: int, batches: int, at: int = 3) -> Callable[[Tensor, torch.Generator], Tensor]:
     """An augmentation during which the user presses Ctrl-C."""
     calls = 0
@@ -72,19 +79,24 @@ def interrupted_in(epoch: int, batches: int, at: int = 3) -> Callable[[Tensor, t
     return press
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_2_and_2_epochs_are_4_epochs(train: Train, recipe: Recipe, tmp_path: Path, precision: Any) -> None:
-    recipe = dataclasses.replace(recipe, precision=precision)
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "float32"}, {"precision": "bfloat16"}, {"distill": 0.5, "ema": 0.9}],
+    ids=["float32", "bfloat16", "distilled and averaged"],
+)
+def test_2_and_2_epochs_are_4_epochs(train: Train, recipe: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = dataclasses.replace(recipe, **changes)
+    settings: dict[str, Any] = {"recipe": recipe, "teacher": teacher() if recipe.distill else None}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    model, history = train(recipe=recipe, checkpoint_dir=whole, hook=SoftMask())
+    model, history = train(checkpoint_dir=whole, hook=SoftMask(), **settings)
     after = (torch.get_rng_state(), random.getstate(), np.random.random(3).tolist())
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe=recipe, checkpoint_dir=parts, hook=SoftMask(), augment=interrupted_in(epoch=3, batches=5))
+        train(checkpoint_dir=parts, hook=SoftMask(), augment=interrupted_in(epoch=3, batches=5), **settings)
     torch.manual_seed(99)
     random.seed(99)
     np.random.seed(99)
-    resumed, resumed_history = train(recipe=recipe, checkpoint_dir=parts, hook=SoftMask())
+    resumed, resumed_history = train(checkpoint_dir=parts, hook=SoftMask(), **settings)
 
     assert without_time(resumed_history) == without_time(history)
     for name, tensor in model.state_dict().items():
@@ -100,16 +112,20 @@ def test_2_and_2_epochs_are_4_epochs(train: Train, recipe: Recipe, tmp_path: Pat
     assert np.random.random(3).tolist() == after[2]
 
 
-def test_resuming_needs_every_part_of_the_checkpoint(train: Train, tmp_path: Path) -> None:
-    """The comparison above would notice: a training whose momentum is lost ends elsewhere."""
+@pytest.mark.parametrize("part", ["momentum/", "average/"])
+def test_resuming_needs_every_part_of_the_checkpoint(train: Train, recipe: Recipe, tmp_path: Path, part: str) -> None:
+    """The comparison above would notice: a training whose momentum or average is lost ends elsewhere."""
     from prunus.training import checkpoint
 
-    model, _ = train(checkpoint_dir=tmp_path / "whole")
+    recipe = dataclasses.replace(recipe, ema=0.9)
+    model, _ = train(recipe=recipe, checkpoint_dir=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(augment=interrupted_in(epoch=3, batches=5))
+        train(recipe=recipe, augment=interrupted_in(epoch=3, batches=5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_under", lambda prefix, tensors: _keep_but(prefix, tensors, "momentum/"))
-        forgetful, _ = train()
+        patch.setattr(checkpoint, "_under", lambda prefix, tensors: _keep_but(prefix, tensors, part))
+        patch.setattr(checkpoint, "_check_fit", lambda *arguments, **options: None)
+        patch.setattr(AveragedModel, "load_state_dict", lambda self, state: load_state_dict(self, state, strict=False))
+        forgetful, _ = train(recipe=recipe)
     assert not torch.equal(forgetful.state_dict()["0.weight"], model.state_dict()["0.weight"])
 
 

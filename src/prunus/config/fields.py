@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -15,6 +16,26 @@ def finite_number(value: object) -> object:
     if isinstance(value, str | float) and str(value).strip().lower().lstrip("+-") in {"nan", "inf", "infinity"}:
         raise ValueError("is not a finite number")
     return value
+
+
+RECOVERY_STEPS = ("compensate", "reconstruct", "recalibrate")
+"""In the order in which they are carried out."""
+
+
+def as_steps(value: object) -> str:
+    """Put the steps of a recovery, "recalibrate,reconstruct", in their order, each once; "none" stands alone."""
+    if not isinstance(value, str):
+        raise ValueError("is not text")
+    asked = {part.strip() for part in value.split(",")}
+    if asked == {"none"}:
+        return "none"
+    for part in sorted(asked - set(RECOVERY_STEPS)):
+        if part == "none":
+            raise ValueError("is none and something: leave one of the two out")
+        near = difflib.get_close_matches(part, RECOVERY_STEPS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"names {part!r}, which is none of {', '.join(RECOVERY_STEPS)}, none{hint}")
+    return ",".join(step for step in RECOVERY_STEPS if step in asked)
 
 
 def as_number(value: object) -> object:
@@ -33,6 +54,7 @@ def as_number(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(finite_number)]
 Real = Annotated[float, BeforeValidator(finite_number), Field(allow_inf_nan=False)]
 Limit = Annotated[int | float | str, BeforeValidator(as_number)]
+Steps = Annotated[str, BeforeValidator(as_steps)]
 Fraction = Annotated[int | float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
 
 

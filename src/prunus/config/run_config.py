@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from prunus.config.fields import Fraction, Limit, Real, Whole, as_number, flag
+from prunus.config.fields import Fraction, Limit, Real, Steps, Whole, as_number, flag
 from prunus.config.messages import BUDGET_ERROR, flag_name
 from prunus.config.plain_yaml import dump_mapping
 from prunus.errors import ConfigError
@@ -106,6 +106,22 @@ class RunConfig(BaseModel):
         None, "Training", "PIXELS", "Side of the square cut out of training images. [default: none]", "8", ge=0, le=512
     )
 
+    distill: Real = flag(
+        0.0, "Training", "W", "Weight of the dense network's answers in the loss after the removal.", "0.5", ge=0, le=1
+    )
+    temperature: Real = flag(
+        4.0, "Training", "T", "Temperature at which these answers are compared.", "4", gt=0, le=1000
+    )
+    ema: Real = flag(
+        0.0,
+        "Training",
+        "DECAY",
+        "Average the weights in the dense training and after the removal; 0.999 looks back about 1000 steps.",
+        "0.999",
+        ge=0,
+        lt=1,
+    )
+
     schedule: Literal["one-shot", "iterative"] = flag(
         "one-shot",
         "Pruning",
@@ -150,6 +166,24 @@ class RunConfig(BaseModel):
     )
     constant: bool = flag(False, "Pruning", "", "Add the fused constant part (layer-fusion).", "true")
 
+    recover: Steps = flag(
+        "reconstruct",
+        "Pruning",
+        "STEPS",
+        "What gives accuracy back after a removal, before training: compensate, reconstruct, recalibrate, several with "
+        "commas, or none.",
+        "reconstruct,recalibrate",
+    )
+    calibration_images: Whole = flag(
+        1024,
+        "Pruning",
+        "N",
+        "Training images that --recover, and criteria that measure, look at.",
+        "1024",
+        ge=2,
+        le=1_000_000,
+    )
+
     seed: Whole = flag(0, "Running", "N", "Seed of every random choice.", "0", ge=0, lt=2**31)
     device: str = flag(
         "auto", "Running", "DEVICE", "cpu, cuda, cuda:1, or auto.", "cpu", pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
@@ -181,7 +215,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = [*_missing_budget(self), *_idle_options(self)]
+        problems = [*_missing_budget(self), *_idle_options(self), *_idle_recovery(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -216,6 +250,11 @@ class RunConfig(BaseModel):
         if self.criterion_name == "fused_conv_bn":
             return {"norm": self.norm, "constant": self.constant}
         return {}
+
+    @property
+    def recovery_steps(self) -> tuple[str, ...]:
+        """The steps of `recover`, in their order."""
+        return () if self.recover == "none" else tuple(self.recover.split(","))
 
     def to_yaml(self) -> str:
         """Write the configuration as config.yaml, which `load_config` reads back equal."""
@@ -263,3 +302,19 @@ def _idle_options(config: RunConfig) -> list[str]:
                 f"it is for {owner_words} {wanted}, and this is {owner_words} {actual}"
             )
     return idle
+
+
+def _idle_recovery(config: RunConfig) -> list[str]:
+    looked_at = config.recover != "none" or config.criterion is not None or config.degree == "activation"
+    trained = config.finetune_epochs > 0
+    needs = {
+        "distill": (trained, "it is for the training after the removal, and --finetune-epochs is 0"),
+        "temperature": (config.distill > 0, "it is for --distill, which is 0"),
+        "ema": (trained or config.checkpoint is None, "there is a --checkpoint, and --finetune-epochs is 0"),
+        "calibration_images": (looked_at, "--recover is none, and the criterion looks at weights alone"),
+    }
+    return [
+        f"{flag_name(key)} {getattr(config, key)} does nothing here: {reason}"
+        for key, (there, reason) in needs.items()
+        if not there and getattr(config, key) != RunConfig.model_fields[key].default
+    ]

@@ -17,6 +17,9 @@ from prunus.plan import PruningPlan
 from prunus.surgery import remove
 from prunus.verify import Verification, verify
 
+Recover = Callable[[nn.Module, nn.Module, ChannelGraph, PruningPlan], nn.Module]
+"""Repairs a smaller network: (network, what a removal made of it, the network's graph, plan) → one of equal shapes."""
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -33,13 +36,28 @@ class Removal:
                 raise VerificationError(f"the pruned network is not the silenced original: {verification.failure}")
 
 
-def carry_out(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs) -> Removal:
-    """Remove the channels that `plan` drops, and compare with the silenced original on `inputs`."""
+def carry_out(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs, recover: Recover | None = None
+) -> Removal:
+    """Remove the channels that `plan` drops, compare with the silenced original on `inputs`, and then `recover`.
+
+    Where the proof fails there is nothing to recover, and the network is that of the removal.
+    """
     small = remove(model, graph, plan)
-    return Removal(small, plan, (verify(model, small, graph, plan, inputs),))
+    verification = verify(model, small, graph, plan, inputs)
+    if recover is not None and verification.passed:
+        small = recover(model, small, graph, plan)
+    return Removal(small, plan, (verification,))
 
 
-def one_shot(model: nn.Module, graph: ChannelGraph, budget: Budget, choice: Choice, inputs: Inputs) -> Removal:
+def one_shot(
+    model: nn.Module,
+    graph: ChannelGraph,
+    budget: Budget,
+    choice: Choice,
+    inputs: Inputs,
+    recover: Recover | None = None,
+) -> Removal:
     """Choose and remove once.
 
     Args:
@@ -48,11 +66,12 @@ def one_shot(model: nn.Module, graph: ChannelGraph, budget: Budget, choice: Choi
         budget: what the smaller network may cost.
         choice: how channels are chosen.
         inputs: what the removal is verified on, (N, C, H, W).
+        recover: what is done to the smaller network once it is verified.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    return carry_out(model, graph, choice.plan(model, graph, budget), inputs)
+    return carry_out(model, graph, choice.plan(model, graph, budget), inputs, recover)
 
 
 def iterative(
@@ -63,6 +82,7 @@ def iterative(
     *,
     rounds: int,
     between: Callable[[nn.Module, int], nn.Module],
+    recover: Recover | None = None,
 ) -> Removal:
     """Remove in rounds; each takes an equal step of the cost, and all but the last are trained before the next.
 
@@ -73,6 +93,7 @@ def iterative(
         inputs: what every removal is verified on, (N, C, H, W).
         rounds: how many, at least 1.
         between: trains the network that a round left: (network, round from 1) → network of the same shapes.
+        recover: what is done to a round's network, once it is verified, before it is trained.
 
     Returns:
         The network as the last round left it, untrained since; the plan has the indices of `model`.
@@ -84,12 +105,12 @@ def iterative(
     graph = trace(model, inputs)
     dense = predict_cost(graph, graph.keep_all(), header_bytes=choice.header_bytes)
     choice.plan(model, graph, budget)  # out of reach? better said before the first round than after the last
-    total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs)
+    total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs, recover)
     for number in range(2, rounds + 1):
         total.check()
         model = between(total.model, number - 1)
         step = _step_budget(budget, dense, number, rounds)
-        total = _joined(total, one_shot(model, trace(model, inputs), step, choice, inputs))
+        total = _joined(total, one_shot(model, trace(model, inputs), step, choice, inputs, recover))
     return replace(total, plan=total.plan.model_copy(update={"budget": budget.to_dict()}))
 
 

@@ -15,6 +15,7 @@ from prunus.errors import BudgetError
 from prunus.files import atomic_write_json
 from prunus.pipeline import recipes
 from prunus.pipeline.environment import commit
+from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.search import plan_of, rounds_epochs
 from prunus.training import evaluate
@@ -64,6 +65,7 @@ def write_summary(run: Run, dense: nn.Module, small: nn.Module) -> None:
             "device": processor_name(run.device),
             "seed": run.config.seed,
             "epochs": {stage: epochs[stage] for stage in ("dense", "search", "finetune")},
+            "recovery": read_recovery(run),
             "dense": dense_side,
             "pruned": pruned_side,
             "latency": {name: dataclasses.asdict(value) for name, value in latency.items()},

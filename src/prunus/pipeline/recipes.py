@@ -10,11 +10,16 @@ from prunus.training import Recipe, dense_recipe, finetune_recipe
 
 def dense(run: Run) -> Recipe:
     """Make the recipe of the dense training."""
-    return dense_recipe(run.config.epochs, learning_rate=run.config.learning_rate, **_shared(run))
+    config = run.config
+    return dense_recipe(config.epochs, learning_rate=config.learning_rate, ema=config.ema, **_shared(run))
 
 
 def search(run: Run) -> Recipe:
-    """Make the recipe of the dynamic search: the rate stays up, so that channels can come back until the end."""
+    """Make the recipe of the dynamic search: the rate stays up, so that channels can come back until the end.
+
+    Weights are not averaged: an average would mix those of channels that were masked with those of the same channels
+    when they were not.
+    """
     return finetune_recipe(
         run.config.search_epochs,
         learning_rate=run.config.finetune_learning_rate,
@@ -25,7 +30,15 @@ def search(run: Run) -> Recipe:
 
 def finetune(run: Run, epochs: int) -> Recipe:
     """Make the recipe of a training after channels were removed."""
-    return finetune_recipe(epochs, learning_rate=run.config.finetune_learning_rate, **_shared(run))
+    config = run.config
+    return finetune_recipe(
+        epochs,
+        learning_rate=config.finetune_learning_rate,
+        distill=config.distill,
+        temperature=config.temperature,
+        ema=config.ema,
+        **_shared(run),
+    )
 
 
 def _shared(run: Run) -> dict[str, Any]:

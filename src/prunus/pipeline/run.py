@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus.config import RunConfig
 from prunus.data import ImageData, Split, augment, load_data, normalize
+from prunus.deploy import load
 from prunus.errors import ConfigError
 from prunus.models import build_model
 from prunus.pipeline.run_folder import RunFolder
@@ -65,12 +66,13 @@ class Run:
         """Return a few held-out images as the network takes them, (N, C, H, W) on the CPU."""
         return self.normalize(self.split.val_images[:_PROOF_IMAGES])
 
-    def calibration(self, count: int = 512) -> Tensor:
-        """Return training images, without augmentation, for criteria that look at activations; (N, C, H, W), CPU."""
-        return self.normalize(self.split.train_images[self._chosen(count)])
+    def calibration(self) -> Tensor:
+        """Return the calibration images: training images, without augmentation or labels; (N, C, H, W), CPU."""
+        return self.normalize(self.split.train_images[self._chosen(self.config.calibration_images)])
 
-    def labelled_calibration(self, batch_size: int, count: int = 512) -> list[tuple[Tensor, Tensor]]:
+    def labelled_calibration(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
         """Return the same images in batches with their labels, (N,), for criteria that look at gradients."""
+        count = self.config.calibration_images
         # In an order of its own: a folder's images lie class by class, and batches of one class say little.
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self._chosen(count)
@@ -86,6 +88,7 @@ class Run:
         """Train with the run's data, and record every epoch.
 
         The rounds of an iterative schedule are one stage in the metrics, search; `offset` counts the epochs before.
+        Where the recipe distils, the dense network is the teacher.
         """
 
         def record(row: dict[str, Any]) -> None:
@@ -110,6 +113,7 @@ class Run:
             checkpoint_dir=self.folder.checkpoints,
             device=self.device,
             hook=hook,
+            teacher=load(self.folder.dense) if recipe.distill else None,
             on_epoch=record,
         )
         model.cpu()

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "verification.json"
 
     @property
+    def recovery(self) -> Path:
+        """Accuracy on the held-out images right after every removal, and after every step of the recovery."""
+        return self.path / "recovery.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Unfinished epochs, and networks between two stages."""
         return self.path / "checkpoints"
@@ -63,6 +68,10 @@ class RunFolder:
     def removed(self) -> Path:
         """The small network before its fine-tuning: output of the search stage."""
         return self.checkpoints / "removed.safetensors"
+
+    def recovered(self, number: int) -> Path:
+        """Say where the network of a removal, from 1, lies after the steps of its recovery."""
+        return self.checkpoints / f"recovered-{number}.ckpt.safetensors"
 
     @property
     def model(self) -> Path:
@@ -88,6 +97,7 @@ class RunFolder:
             self.dense,
             self.plan,
             self.verification,
+            self.recovery,
             self.model,
             self.summary,
             self.report,
@@ -99,7 +109,7 @@ class RunFolder:
         return self.dense.exists() or bool(self.read_metrics()) or any(self.checkpoints.glob("*.safetensors"))
 
     def drop_checkpoint(self, stage: str) -> None:
-        """Delete the unfinished epochs of a stage that is finished."""
+        """Delete the unfinished epochs of a stage that is finished; `stage` may have a star."""
         for file in self.checkpoints.glob(f"{stage}.ckpt*.safetensors"):
             file.unlink(missing_ok=True)
 

@@ -15,8 +15,9 @@ from prunus.deploy import header_bytes, load, save
 from prunus.files import atomic_write_json
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
-from prunus.methods import Choice, DynamicSearch, Removal, carry_out, iterative, one_shot
+from prunus.methods import Choice, DynamicSearch, Recover, Removal, carry_out, iterative, one_shot
 from prunus.pipeline import recipes
+from prunus.pipeline.recovering import Recovery
 from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
@@ -42,7 +43,8 @@ def rehearse(run: Run) -> None:
 def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
     """Return the small network before its fine-tuning: from the run folder, or searched now; in eval mode, on the CPU.
 
-    Writes plan.json and verification.json. What comes back was always read from the file, as in `obtain_dense`.
+    Writes plan.json, verification.json and recovery.json. What comes back was always read from the file, as in
+    `obtain_dense`.
 
     Raises:
         VerificationError: the small network differs from the silenced original. Nothing is trained on then.
@@ -51,15 +53,18 @@ def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
         run.say("search     done before: plan.json, verification.json")
     else:
         graph = trace(dense, run.proof_inputs())
-        removal = _search(run, dense, graph)
+        recovery = Recovery(run)
+        removal = _search(run, dense, graph, recovery)
         removal.plan.save(run.folder.plan)
         atomic_write_json(run.folder.verification, _describe(removal.verifications))
         removal.check()
         worst = max(verification.max_relative_error for verification in removal.verifications)
         run.say(f"verify     the removal is right: largest relative error {worst:.1e} in float64")
+        recovery.save()
         save(removal.model, run.folder.removed, plan=removal.plan, **run.identity)
     run.folder.drop_checkpoint("search")
-    run.folder.drop_checkpoint("round-")
+    run.folder.drop_checkpoint("round-*")
+    run.folder.drop_checkpoint("recovered-*")
     return load(run.folder.removed)
 
 
@@ -98,14 +103,14 @@ def rounds_epochs(epochs: int, rounds: int) -> tuple[int, int]:
     return between, epochs - between * (rounds - 1)
 
 
-def _search(run: Run, dense: nn.Module, graph: ChannelGraph) -> Removal:
+def _search(run: Run, dense: nn.Module, graph: ChannelGraph, recover: Recover) -> Removal:
     settings = choice(run, header_bytes(dense, graph, **run.identity))
     inputs = run.proof_inputs()
     if run.config.method == "layer-fusion":
-        return _search_dynamically(run, dense, graph, settings)
+        return _search_dynamically(run, dense, graph, settings, recover)
     if run.config.schedule == "one-shot":
         run.say(f"search     {run.config.criterion_name}, one shot")
-        return one_shot(dense, graph, budget(run), settings, inputs)
+        return one_shot(dense, graph, budget(run), settings, inputs, recover)
     epochs, _ = rounds_epochs(run.config.finetune_epochs, run.config.rounds)
 
     def between(model: nn.Module, number: int) -> nn.Module:
@@ -115,10 +120,11 @@ def _search(run: Run, dense: nn.Module, graph: ChannelGraph) -> Removal:
         return model.eval()
 
     run.say(f"search     {run.config.criterion_name}, {run.config.rounds} rounds")
-    return iterative(dense, budget(run), settings, inputs, rounds=run.config.rounds, between=between)
+    rounds = run.config.rounds
+    return iterative(dense, budget(run), settings, inputs, rounds=rounds, between=between, recover=recover)
 
 
-def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice) -> Removal:
+def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice, recover: Recover) -> Removal:
     epochs = run.config.search_epochs
     hook = DynamicSearch(
         graph,
@@ -129,7 +135,7 @@ def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, setting
     )
     run.say(f"search     {run.config.criterion_name}, dynamic, for {epochs} epochs at most")
     run.train(dense, recipes.search(run), "search", hook)
-    return carry_out(dense, graph, hook.final_plan(dense), run.proof_inputs())
+    return carry_out(dense, graph, hook.final_plan(dense), run.proof_inputs(), recover)
 
 
 def _describe(verifications: tuple[Verification, ...]) -> dict[str, Any]:

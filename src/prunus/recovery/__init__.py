@@ -6,5 +6,17 @@ from prunus.recovery.compensation import compensate
 from prunus.recovery.recalibration import recalibrate
 from prunus.recovery.reconstruction import reconstruct
 from prunus.recovery.report import RecoveredLayer, RecoveryReport
+from prunus.recovery.steps import STEPS, Recovered, even_batches, in_order, recover
 
-__all__ = ["RecoveredLayer", "RecoveryReport", "compensate", "recalibrate", "reconstruct"]
+__all__ = [
+    "STEPS",
+    "Recovered",
+    "RecoveredLayer",
+    "RecoveryReport",
+    "compensate",
+    "even_batches",
+    "in_order",
+    "recalibrate",
+    "reconstruct",
+    "recover",
+]

@@ -113,7 +113,7 @@ class _Refit:
         self, whole: nn.Module, small: nn.Module, data: Batches, ridge: float | None, max_positions: int, seed: int
     ) -> None:
         self.whole, self.small, self.data = whole, small, data
-        self.tensors = dict(named_tensors(small))
+        self.tensors, self.originals = dict(named_tensors(small)), dict(named_tensors(whole))
         self.ridge = ridge
         self.share = max_positions / data.count()  # of positions an example
         self.seed = seed
@@ -127,8 +127,9 @@ class _Refit:
             return RecoveredLayer(one.name, (), "the layer does not run on all calibration batches")
         start = weight.detach().to(sums.x).reshape(len(sums.x), -1, weight[0].numel())
         old = torch.zeros_like(sums.y)
-        if target is not None and not one.is_mean:
-            old = target.detach().to(sums.y).view_as(old)
+        if target is not None:
+            now = target.detach().to(old)
+            old = (self._mean(one).to(old) - now if one.is_mean else now).view_as(old)
         ridge = self._chosen(sums, check, (start, old), one.takes_constant)
         if ridge is None:
             return RecoveredLayer(one.name, (), "every fit is worse on images that it has not seen; give more of them")
@@ -162,7 +163,13 @@ class _Refit:
             weight.copy_(fitted.reshape(weight.shape))
             if one.constant is not None:
                 target = self.tensors[one.constant]
-                target.copy_(target.to(constant) - constant if one.is_mean else constant)
+                target.copy_(self._mean(one).to(constant) - constant if one.is_mean else constant)
+
+    def _mean(self, one: Consumer) -> Tensor:
+        """Return the original's running mean of the kept filters: one that was compensated holds a constant already."""
+        assert one.constant is not None
+        mean = self.originals[one.constant]
+        return mean[one.rows.to(mean.device)]
 
     def _measured(self, one: Consumer, weight: Tensor) -> tuple[NormalEquations, NormalEquations]:
         """Sum up what the pruned layer sees and what it should give, at the same positions.

@@ -35,6 +35,16 @@ class Width(BaseModel):
     after: int = Field(ge=0)
 
 
+class Recovered(BaseModel):
+    """The accuracy in [0, 1] on held-out images right after a removal, from 1, or after one of the steps behind it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    removal: int = Field(ge=1)
+    step: str
+    val_accuracy: float = Field(ge=0, le=1)
+
+
 class Summary(BaseModel):
     """summary.json: what went in, and the dense network beside the pruned one."""
 
@@ -49,6 +59,7 @@ class Summary(BaseModel):
     device: str
     seed: int
     epochs: dict[str, int]
+    recovery: tuple[Recovered, ...] = ()
     dense: Figures
     pruned: Figures
     latency: dict[str, Any] = {}

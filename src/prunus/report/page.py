@@ -39,6 +39,7 @@ def render(run: RunFolder) -> str:
         title=f"{run.summary.model} on {run.summary.data}",
         rows=compare(run.summary),
         stages=_stages(run),
+        removals=_removals(run),
         charts=_charts(run),
         notes=[str(note) for note in run.plan.get("notes") or ()],
         passed=run.verification.get("passed") is True,
@@ -75,6 +76,14 @@ def _stages(run: RunFolder) -> list[dict[str, str]]:
         took = numbers.duration(seconds) if seconds else "–"
         table.append({"name": stage_name(stage), "epochs": str(len(rows)), "last": last, "best": best, "took": took})
     return table
+
+
+def _removals(run: RunFolder) -> list[str]:
+    """Put every removal in words: "removed 11.64 %, reconstruct 80.02 %"."""
+    steps: dict[int, list[str]] = {}
+    for row in run.summary.recovery:
+        steps.setdefault(row.removal, []).append(f"{row.step} {numbers.percent(row.val_accuracy)}")
+    return [", ".join(steps[removal]) for removal in sorted(steps)]
 
 
 def _proof(verification: dict[str, Any]) -> dict[str, str]:

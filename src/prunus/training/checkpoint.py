@@ -1,8 +1,8 @@
 """Checkpoints: everything a training needs to go on as if it had never stopped.
 
-One safetensors file a training: the network's tensors under `model/`, the optimiser's momentum under `momentum/`, the
-states of the random generators under `random/`; the rest is JSON in the metadata. The checkpoint before the last one is
-kept beside it.
+One safetensors file a training: the network's tensors under `model/`, those of its moving average, where it has one,
+under `average/`, the optimiser's momentum under `momentum/`, the states of the random generators under `random/`; the
+rest is JSON in the metadata. The checkpoint before the last one is kept beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from prunus.errors import FileFormatError
 from prunus.files import load_tensors, save_tensors
@@ -55,6 +56,7 @@ class CheckpointStore:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     device: torch.device
+    average: AveragedModel | None = None
 
 
 def checkpoint_path(folder: Path | str | None, stage: str) -> Path | None:
@@ -63,19 +65,33 @@ def checkpoint_path(folder: Path | str | None, stage: str) -> Path | None:
 
 
 def describe_run(
-    recipe: Recipe, stage: str, seed: int, hook: Hook | None, train_labels: Tensor, val_labels: Tensor
+    recipe: Recipe,
+    stage: str,
+    seed: int,
+    hook: Hook | None,
+    teacher: nn.Module | None,
+    train_labels: Tensor,
+    val_labels: Tensor,
 ) -> dict[str, Any]:
     """Describe a training, so that a checkpoint of another one is not taken for it."""
-    labels = hashlib.sha256(train_labels.cpu().numpy().tobytes() + val_labels.cpu().numpy().tobytes())
     return {
         **dataclasses.asdict(recipe),
         "stage": stage,
         "seed": seed,
         "hook": type(hook).__name__ if hook else "none",
+        "teacher": _digest(*teacher.state_dict().values()) if teacher else "none",
         "training images": len(train_labels),
         "validation images": len(val_labels),
-        "labels": labels.hexdigest()[:16],
+        "labels": _digest(train_labels, val_labels),
     }
+
+
+def _digest(*tensors: Tensor) -> str:
+    """Hash what tensors hold: 16 hexadecimal digits."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
@@ -85,6 +101,8 @@ def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
     random_tensors, random = capture_random_states(store.device)
     header = _Header(**dict(checkpoint), format_version=FORMAT_VERSION, run=dict(store.run), random=random)
     tensors = {f"model/{name}": tensor for name, tensor in store.model.state_dict().items()}
+    if store.average is not None:
+        tensors |= {f"average/{name}": tensor for name, tensor in store.average.state_dict().items()}
     tensors |= {f"momentum/{name}": buffer for name, buffer in _momentum(store.model, store.optimiser).items()}
     tensors |= {f"random/{name}": tensor for name, tensor in random_tensors.items()}
     if store.path.exists():
@@ -93,7 +111,7 @@ def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
-    """Put network, optimiser and random generators back as the checkpoint has them; None where there is no checkpoint.
+    """Put network, average, optimiser and random generators back as the checkpoint has them; None where there is none.
 
     Raises:
         FileFormatError: the file is damaged, is no checkpoint, or belongs to another training; the network and the
@@ -112,11 +130,16 @@ def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
             raise FileFormatError(f"the {_WHAT} {source} is of another training: {_differences(header.run, store.run)}")
         weights, buffers, states = (_under(prefix, tensors) for prefix in ("model/", "momentum/", "random/"))
         _check_fit(source, weights, store.model.state_dict(), complete=True)
+        averages = _under("average/", tensors)
+        if store.average is not None:
+            _check_fit(source, averages, store.average.state_dict(), complete=True)
         _check_fit(source, buffers, dict(store.model.named_parameters()), complete=False)
         restore_random_states(states, header.random, store.device)
     except FileFormatError as error:
         raise FileFormatError(f"{error}; {_way_out(source, path)}") from error
     store.model.load_state_dict(weights)
+    if store.average is not None:
+        store.average.load_state_dict(averages)
     for name, parameter in store.model.named_parameters():
         if name in buffers:
             store.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])

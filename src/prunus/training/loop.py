@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from prunus.errors import TrainingError
+from prunus.training.averaging import average_of
 from prunus.training.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -22,6 +23,7 @@ from prunus.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from prunus.training.distillation import Loss, make_loss
 from prunus.training.evaluate import evaluate
 from prunus.training.hardware import Compute, choose_compute, lay_out_model
 from prunus.training.hook import Hook
@@ -70,6 +72,7 @@ def fit(
     checkpoint_dir: Path | str | None = None,
     device: torch.device | str = "cpu",
     hook: Hook | None = None,
+    teacher: nn.Module | None = None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -89,15 +92,18 @@ def fit(
         seed: decides, with `stage`, about everything random.
         checkpoint_dir: folder of `<stage>.ckpt.safetensors`, written after every epoch; None for no checkpoint.
         device: where to train.
-        hook: called around every epoch; may change weights before an epoch and end the training after one.
+        hook: called around every epoch; may change weights before an epoch and end the training after one. It is shown
+            the network that trains, also where the recipe averages its weights.
+        teacher: a classifier of the same images and classes, for a recipe with distill above 0; it is left as it is.
         on_epoch: receives the metrics of every epoch in order; those of a checkpoint first, when it goes on from there.
         progress: whether to show progress on stderr.
 
     Returns:
-        One dict an epoch: stage, epoch (from 1), loss (with label smoothing, augmented), train_accuracy (augmented),
-        val_loss, val_accuracy, learning_rate (of the last step), seconds; and what the hook added.
+        One dict an epoch: stage, epoch (from 1), loss (augmented; with label smoothing and teacher), train_accuracy
+        (augmented), val_loss, val_accuracy, learning_rate (of the last step), seconds; and what the hook added.
 
     Raises:
+        ConfigError: the recipe distils and there is no teacher, or the other way round.
         TrainingError: the loss is no longer finite.
         FileFormatError: the checkpoint is damaged or is that of another training.
         RunError: the checkpoint cannot be written.
@@ -105,15 +111,19 @@ def fit(
     device = torch.device(device)
     data = _on_device(data, device)
     steps_per_epoch = max(1, len(data.train_images) // recipe.batch_size)
-    compute = choose_compute(model.to(device), recipe.precision, device, normalize(data.val_images[:2]))
+    sample = normalize(data.val_images[:2])
+    loss = make_loss(recipe, teacher, device, sample)
+    compute = choose_compute(model.to(device), recipe.precision, device, sample)
     lay_out_model(model, compute.memory_format)
-    optimiser = build_optimiser(model, recipe)
+    optimiser, average = build_optimiser(model, recipe), average_of(model, recipe.ema)
+    delivered: nn.Module = average.module if average else model
+    parts = _Parts(model, optimiser, average, loss, compute)
 
     def prepare(images: Tensor) -> Tensor:
         return compute.lay_out(normalize(images))
 
-    run = describe_run(recipe, stage, seed, hook, data.train_labels, data.val_labels)
-    store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device)
+    run = describe_run(recipe, stage, seed, hook, teacher, data.train_labels, data.val_labels)
+    store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device, average)
     seed_everything(seed, stage)
     checkpoint = load_checkpoint(store) or Checkpoint(history=[], finished=False, hook_state={})
     history, finished = list(checkpoint.history), checkpoint.finished
@@ -128,8 +138,8 @@ def fit(
             if hook:
                 hook.epoch_start(model, epoch)
             generator = epoch_generator(seed, stage, epoch, device)
-            trained = _train_epoch(model, optimiser, data, recipe, epoch, augment, generator, compute, display)
-            validated = evaluate(model, data.val_images, data.val_labels, normalize=prepare, device=device)
+            trained = _train_epoch(parts, data, recipe, epoch, augment, generator, display)
+            validated = evaluate(delivered, data.val_images, data.val_labels, normalize=prepare, device=device)
             _stop_unless_finite(validated["loss"], epoch, recipe)
             metrics = {"stage": stage, "epoch": epoch} | trained | {f"val_{k}": v for k, v in validated.items()}
             metrics |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
@@ -142,6 +152,8 @@ def fit(
             on_epoch(metrics)
             display.epoch(metrics)
 
+    if delivered is not model:
+        model.load_state_dict(delivered.state_dict())
     lay_out_model(model, torch.contiguous_format)
     model.eval()
     return history
@@ -152,18 +164,28 @@ def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:
     return _Images(*(part.to(device) for part in parts))
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a step works with."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedModel | None
+    loss: Loss
+    compute: Compute
+
+
 def _train_epoch(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    parts: _Parts,
     data: LabelledImages,
     recipe: Recipe,
     epoch: int,
     augment: Augment,
     generator: torch.Generator,
-    compute: Compute,
     display: ProgressDisplay,
 ) -> dict[str, float]:
     """Take one pass over the images; return the mean loss and accuracy, as seen while training."""
+    model, optimiser, compute = parts.model, parts.optimiser, parts.compute
     model.train()
     loss_sum = torch.zeros((), device=compute.device)
     correct = torch.zeros((), dtype=torch.int64, device=compute.device)
@@ -177,10 +199,12 @@ def _train_epoch(
         target = data.train_labels[chosen]
         with compute.autocast():
             logits = model(batch)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+        loss = parts.loss(logits.float(), batch, target)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
+        if parts.average is not None:
+            parts.average.update_parameters(model)
 
         loss_sum += loss.detach()
         correct += (logits.detach().argmax(1) == target).sum()

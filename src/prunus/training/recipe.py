@@ -30,6 +30,10 @@ class Recipe:
         flip: whether images are mirrored left to right at random; for `augment`.
         cutout: side of the square that is blanked, in pixels, 0 for none; for `augment`.
         precision: "bfloat16" trains under autocast with float32 weights, "auto" does so where the hardware gains.
+        distill: weight w of what the teacher says in the loss, in [0, 1]; 0 trains without a teacher.
+        temperature: T > 0 at which teacher and student are compared (Hinton 2015, arXiv:1503.02531).
+        ema: decay a step of the exponential moving average of the weights, in [0, 1); 0 for none. With it, the average
+            is what is validated and what the training ends with.
     """
 
     epochs: int
@@ -44,6 +48,9 @@ class Recipe:
     flip: bool = True
     cutout: int = 0
     precision: Precision = "auto"
+    distill: float = 0.0
+    temperature: float = 4.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         """Report everything that is out of range at once."""
@@ -61,6 +68,9 @@ class Recipe:
                 ("crop_padding", "0 or more", self.crop_padding >= 0),
                 ("cutout", "0 or more", self.cutout >= 0),
                 ("precision", f"one of {', '.join(get_args(Precision))}", self.precision in get_args(Precision)),
+                ("distill", "in [0, 1]", 0 <= self.distill <= 1),
+                ("temperature", "above 0", 0 < self.temperature < float("inf")),
+                ("ema", "in [0, 1)", 0 <= self.ema < 1),
             )
             if not holds
         ]
