@@ -21,8 +21,12 @@ from prunus.config import RunConfig
 
 METHODS = {
     "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4"],
-    "iterative": ["--schedule", "iterative", "--rounds", "2", "--size", "0.15MB"],
+    "iterative": [
+        *("--schedule", "iterative", "--rounds", "2", "--size", "0.15MB"),
+        *("--sparse-epochs", "4", "--rho", "0.1", "--penalty", "sparsity_degree"),
+    ],
 }
+STAGES = {"layer-fusion": ("dense", "search", "finetune"), "iterative": ("dense", "sparse", "search", "finetune")}
 COMMAND = ["--model", "resnet8", "--data", "digits", "--epochs", "4", "--finetune-epochs", "8"]
 PLACE = ["--threads", "1", "--device", "cpu"]
 PATIENCE = 120.0  # seconds that a step of the run may take on a busy machine
@@ -76,7 +80,8 @@ def results(out: Path) -> dict[str, Any]:
     """Everything of a finished run that must not depend on how it got there."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((out / "summary.json").read_text())
-    names = ("dense.safetensors", "model.safetensors", "plan.json", "verification.json")
+    names = [name for name in ("options.json",) if (out / name).exists()]
+    names += ("dense.safetensors", "model.safetensors", "plan.json", "verification.json")
     return {
         **{name: (out / name).read_bytes() for name in names},
         "metrics": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
@@ -88,7 +93,7 @@ def results(out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_in_every_stage_and_started_again(method: str, tmp_path: Path) -> None:
     finish(method, tmp_path / "whole")
-    for stage in ("dense", "search", "finetune"):
+    for stage in STAGES[method]:
         kill_in(stage, method, tmp_path / "parts")
         assert not (tmp_path / "parts" / "summary.json").exists()
     said = finish(method, tmp_path / "parts")
@@ -107,7 +112,7 @@ def in_process(out: Path, **changes: Any) -> None:
     "changes",
     [
         {"method": "layer-fusion", "macs": 0.5, "search_epochs": 2},
-        {"schedule": "iterative", "rounds": 2, "macs": 0.5},
+        {"schedule": "iterative", "rounds": 2, "macs": 0.5, "sparse_epochs": 2, "calibrate_options": True},
     ],
     ids=["layer-fusion", "iterative"],
 )
@@ -139,5 +144,7 @@ def test_stopped_right_after_every_file_that_it_writes(
     names = {entry.split()[0] for entry in stopped_after}
     assert {"config.yaml", "environment.json", "dense.safetensors", "plan.json", "verification.json"} <= names
     assert {"removed.safetensors", "model.safetensors", "summary.json", "report.html"} <= names
+    if "sparse_epochs" in changes:
+        assert {"sparse.ckpt.safetensors", "sparse.safetensors", "options.json"} <= names
     assert {"dense.ckpt.safetensors", "finetune.ckpt.safetensors"} <= names
     assert results(tmp_path / "parts") == results(tmp_path / "whole")

@@ -13,6 +13,11 @@ def dense(run: Run) -> Recipe:
     return dense_recipe(run.config.epochs, learning_rate=run.config.learning_rate, **_shared(run))
 
 
+def sparse(run: Run) -> Recipe:
+    """Make the recipe of the sparse training: that of a fine-tuning, since it starts from a trained network."""
+    return finetune(run, run.config.sparse_epochs)
+
+
 def search(run: Run) -> Recipe:
     """Make the recipe of the dynamic search: the rate stays up, so that channels can come back until the end."""
     return finetune_recipe(
@@ -24,7 +29,7 @@ def search(run: Run) -> Recipe:
 
 
 def finetune(run: Run, epochs: int) -> Recipe:
-    """Make the recipe of a training after channels were removed."""
+    """Make the recipe of a training that goes on from trained weights."""
     return finetune_recipe(epochs, learning_rate=run.config.finetune_learning_rate, **_shared(run))
 
 
