@@ -90,6 +90,12 @@ def test_curves_join_the_stages_and_break_between_them(tmp_path: Path) -> None:
     assert chart["layout"]["shapes"][0] | {"x0": 12.5, "x1": 20.5} == chart["layout"]["shapes"][0]
 
 
+def test_options_that_were_chosen_are_shown(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", options={"degree": "weight", "t": 0.2})).read_text()
+    assert "degree weight, t 0.2</td>" in page
+    assert "options chosen" not in own_part(write_report(write_run(tmp_path / "plain")).read_text())
+
+
 def test_the_sparsity_index_is_drawn_before_and_after_sparse_training(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert sparsity_chart(read_run(run)) is None
