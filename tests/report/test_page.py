@@ -103,9 +103,10 @@ def test_the_sparsity_index_is_drawn_before_and_after_sparse_training(tmp_path: 
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(stages)))
     chart = sparsity_chart(read_run(run))
     assert chart
-    before, after = chart["data"]
+    after, before = chart["data"]
     assert before["y"] == [600, 80, 20, 0] and after["y"] == [400, 80, 20, 200]
     assert before["x"] == after["x"] == [0.125, 0.375, 0.625, 0.875] and after["width"] == 0.25
+    assert chart["layout"]["xaxis"]["range"] == [0, 1], "as far as there are channels"
     page = write_report(run).read_text()
     assert 'id="chart-sparsity"' in page and "sparse training" in own_part(page)
 

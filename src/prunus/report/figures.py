@@ -84,13 +84,16 @@ def search_chart(run: RunFolder) -> dict[str, Any] | None:
 
 
 def sparsity_chart(run: RunFolder) -> dict[str, Any] | None:
-    """Draw how many channels have which sparsity index, before sparse training as an outline and after it filled in.
+    """Draw how many channels have which sparsity index: after sparse training filled in, before it as an outline.
 
     None where there was no sparse training.
     """
     rows = [row for row in run.stages.get("sparse", []) if row.get("index_histogram")]
-    if not rows or not rows[0].get("index_before"):
+    if not rows or not any(rows[0].get("index_before") or ()):
         return None
+
+    before, after = rows[0]["index_before"], rows[-1]["index_histogram"]
+    used = max(number for number, counts in enumerate(zip(before, after, strict=True)) if any(counts))
 
     def bars(name: str, counts: Sequence[int], colour: str, line: str) -> dict[str, Any]:
         width = 1 / len(counts)
@@ -106,12 +109,15 @@ def sparsity_chart(run: RunFolder) -> dict[str, Any] | None:
 
     return {
         "data": [
-            bars("before sparse training", rows[0]["index_before"], "--dense-soft", "--dense"),
-            bars("after", rows[-1]["index_histogram"], "--pruned", "--pruned"),
+            bars("after sparse training", after, "--pruned", "--pruned"),
+            bars("before", before, "rgba(0,0,0,0)", "--ink"),
         ],
         "layout": {
             "barmode": "overlay",
-            "xaxis": {"title": {"text": "sparsity index (0 important, 1 redundant)"}, "range": [0, 1]},
+            "xaxis": {
+                "title": {"text": "sparsity index (0 important, 1 redundant)"},
+                "range": [0, (used + 1) / len(after)],
+            },
             "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
         },
         "min_width": 0,
