@@ -223,6 +223,22 @@ def test_options_that_do_something_pass(flags: dict[str, object]) -> None:
     assert load_config(flags=GOOD | flags)
 
 
+def test_options_of_sparse_training_and_calibrated_ones_are_refused_where_they_are_idle() -> None:
+    message = problems(GOOD | {"rho": "0.1", "penalty": "bn_scale", "rho_schedule": "cubic"})
+    for given in ("--rho 0.1", "--penalty bn_scale", "--rho-schedule cubic"):
+        assert (
+            f"{given} does nothing here: it is for sparse training, and there is none; add --sparse-epochs" in message
+        )
+    fusion = GOOD | {"method": "layer-fusion"}
+    assert "--sparse-epochs 5 does nothing here: it is for method" in problems(fusion | {"sparse_epochs": "5"})
+    assert "--calibrate-options True does nothing here: it is for criterion channel_sparsity" in problems(
+        fusion | {"calibrate_options": True}
+    )
+    calibrated = GOOD | {"calibrate_options": True}
+    assert "--lam 0.5 does nothing here: --calibrate-options chooses it" in problems(calibrated | {"lam": "0.5"})
+    assert load_config(flags=calibrated | {"lam": "0.5", "sparse_epochs": "5"}).calibrate_options
+
+
 def test_options_of_the_criterion_are_those_it_takes() -> None:
     assert load_config(flags=GOOD | {"lam": "0"}).criterion_options == {"degree": "weight", "t": 0.1, "lam": 0.0}
     fusion = load_config(flags=GOOD | {"method": "layer-fusion", "constant": True})
@@ -319,6 +335,13 @@ def test_every_field_says_how_it_is_typed() -> None:
         assert field.description and field.description.endswith((".", "]")), name
         assert field.examples, name
         example = field.examples[0]
-        needed = {"lam": {}, "rounds": {"schedule": "iterative"}, "search_epochs": {"method": "layer-fusion"}}
+        sparse = {"sparse_epochs": "5"}
+        needed = {
+            "penalty": sparse,
+            "rho": sparse,
+            "rho_schedule": sparse,
+            "rounds": {"schedule": "iterative"},
+            "search_epochs": {"method": "layer-fusion"},
+        }
         fusion = {"norm": {"method": "layer-fusion"}, "constant": {"method": "layer-fusion"}}
         load_config(flags=GOOD | needed.get(name, {}) | fusion.get(name, {}) | {name: example})

@@ -22,7 +22,7 @@ from prunus.data import load_data, normalize
 from prunus.errors import BudgetError, ConfigError, FileFormatError, ModelError, RunError, VerificationError
 from prunus.files import load_tensors, read_json, save_tensors
 from prunus.graph.trace import trace
-from prunus.methods import schedules
+from prunus.methods import calibrated, schedules
 from prunus.models import build_model
 from prunus.pipeline.run import prepare
 from prunus.pipeline.run_folder import RunFolder
@@ -302,6 +302,43 @@ def test_a_failed_verification_stops_the_run(finished: Path, tmp_path: Path, mon
     assert not (tmp_path / "a" / "model.safetensors").exists()
     with pytest.raises(VerificationError):
         compress(tmp_path / "a", checkpoint=finished / "dense.safetensors")
+
+
+def test_sparse_training_comes_before_the_removal_and_has_rows_and_a_chart_of_its_own(
+    finished: Path, tmp_path: Path
+) -> None:
+    settings = {"checkpoint": finished / "dense.safetensors", "sparse_epochs": 2, "rho": 0.5, "finetune_epochs": 0}
+    out, said = compress(tmp_path / "a", **settings)
+    assert "sparse     training with group_lasso, rho 0.5, for 2 epochs" in said
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["epoch"], row["rho"]) for row in rows] == [("sparse", 1, 0.5), ("sparse", 2, 0.5)]
+    assert read_json(out / "summary.json")["epochs"] == {"dense": 0, "sparse": 2, "search": 0, "finetune": 0}
+    assert 'id="chart-sparsity"' in (out / "report.html").read_text()
+    weight = "layer3.0.conv1.weight"
+    before, after = (load_tensors(path / "dense.safetensors")[0][weight] for path in (finished, out))
+    assert torch.equal(before, after), "the dense network is the one from before"
+    small = load_tensors(out / "model.safetensors")[0][weight]
+    assert small.flatten(1).norm(dim=1).max() < 0.9 * before.flatten(1).norm(dim=1).max()
+    plain, _ = compress(tmp_path / "b", checkpoint=finished / "dense.safetensors", finetune_epochs=0)
+    assert 'id="chart-sparsity"' not in (plain / "report.html").read_text()
+
+
+def test_calibrated_options_are_the_best_of_the_table_and_are_used(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(calibrated.GRIDS, "channel_sparsity", ({"degree": ("activation",), "lam": (0.0, 2.0)},))
+    settings = {"checkpoint": finished / "dense.safetensors", "calibrate_options": True, "finetune_epochs": 0}
+    out, said = compress(tmp_path / "a", **settings)
+    table = read_json(out / "options.json")
+    best = max(table["ranking"], key=lambda row: row["accuracy"])
+    assert table["chosen"] == best["options"] == read_json(out / "summary.json")["options"]
+    assert f"options    degree activation, lam {best['options']['lam']}: {best['accuracy']:.2%}" in said
+    plan = PruningPlan.from_json(out / "plan.json")
+    assert (plan.after.macs, plan.after.params) == (best["macs"], best["params"])
+    (out / "options.json").write_text('{"ranking": []}')
+    (out / "summary.json").unlink()
+    with pytest.raises(FileFormatError, match="no entry 'chosen'; delete it to choose them again"):
+        compress(out, **settings)
 
 
 def test_the_test_images_are_looked_at_once_by_each_network(

@@ -23,8 +23,12 @@ RECOVERY = ["--recover", "reconstruct,recalibrate", "--calibration-images", "256
 TRAINING = ["--distill", "0.5", "--temperature", "3", "--ema", "0.9"]
 METHODS = {
     "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4"],
-    "iterative": ["--schedule", "iterative", "--rounds", "2", "--size", "0.15MB", *RECOVERY, *TRAINING],
+    "iterative": [
+        *("--schedule", "iterative", "--rounds", "2", "--size", "0.15MB", *RECOVERY, *TRAINING),
+        *("--sparse-epochs", "4", "--rho", "0.1", "--penalty", "sparsity_degree"),
+    ],
 }
+STAGES = {"layer-fusion": ("dense", "search", "finetune"), "iterative": ("dense", "sparse", "search", "finetune")}
 COMMAND = ["--model", "resnet8", "--data", "digits", "--epochs", "4", "--finetune-epochs", "8"]
 PLACE = ["--threads", "1", "--device", "cpu"]
 PATIENCE = 120.0  # seconds that a step of the run may take on a busy machine
@@ -78,7 +82,8 @@ def results(out: Path) -> dict[str, Any]:
     """Everything of a finished run that must not depend on how it got there."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((out / "summary.json").read_text())
-    names = ("dense.safetensors", "model.safetensors", "plan.json", "verification.json")
+    names = [name for name in ("options.json",) if (out / name).exists()]
+    names += ("dense.safetensors", "model.safetensors", "plan.json", "verification.json")
     return {
         **{name: (out / name).read_bytes() for name in names},
         "metrics": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
@@ -91,7 +96,7 @@ def results(out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_in_every_stage_and_started_again(method: str, tmp_path: Path) -> None:
     finish(method, tmp_path / "whole")
-    for stage in ("dense", "search", "finetune"):
+    for stage in STAGES[method]:
         kill_in(stage, method, tmp_path / "parts")
         assert not (tmp_path / "parts" / "summary.json").exists()
     said = finish(method, tmp_path / "parts")
@@ -118,7 +123,15 @@ def in_process(out: Path, **changes: Any) -> None:
     "changes",
     [
         {"method": "layer-fusion", "macs": 0.5, "search_epochs": 2},
-        {"schedule": "iterative", "rounds": 2, "macs": 0.5, "distill": 0.5, "ema": 0.9},
+        {
+            "schedule": "iterative",
+            "rounds": 2,
+            "macs": 0.5,
+            "distill": 0.5,
+            "ema": 0.9,
+            "sparse_epochs": 2,
+            "calibrate_options": True,
+        },
     ],
     ids=["layer-fusion", "iterative"],
 )
@@ -151,5 +164,7 @@ def test_stopped_right_after_every_file_that_it_writes(
     assert {"config.yaml", "environment.json", "dense.safetensors", "plan.json", "verification.json"} <= names
     assert {"recovered-1.ckpt.safetensors", "recovery.json"} <= names
     assert {"removed.safetensors", "model.safetensors", "summary.json", "report.html"} <= names
+    if "sparse_epochs" in changes:
+        assert {"sparse.ckpt.safetensors", "sparse.safetensors", "options.json"} <= names
     assert {"dense.ckpt.safetensors", "finetune.ckpt.safetensors"} <= names
     assert results(tmp_path / "parts") == results(tmp_path / "whole")

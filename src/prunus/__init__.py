@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prunus.graph.rules.own import op_rule, over_channels, over_space, remove_op_rule
     from prunus.graph.rules.pointwise import pointwise
     from prunus.graph.trace import trace
-    from prunus.methods import SoftPruner
+    from prunus.methods import OptionsChoice, SoftPruner, SparseTraining, TriedOptions, choose_options
     from prunus.migration import migrate_optimizer
     from prunus.models import MODELS, build_model
     from prunus.plan import PruningPlan
@@ -61,6 +61,7 @@ __all__ = [
     "FileFormatError",
     "ImageData",
     "ModelError",
+    "OptionsChoice",
     "PlanError",
     "PruneResult",
     "PruningPlan",
@@ -69,13 +70,16 @@ __all__ = [
     "RecoveryReport",
     "RunError",
     "SoftPruner",
+    "SparseTraining",
     "SurgeryError",
     "TraceError",
+    "TriedOptions",
     "Verification",
     "VerificationError",
     "__version__",
     "allocate",
     "build_model",
+    "choose_options",
     "compensate",
     "count_cost",
     "load",
@@ -111,7 +115,7 @@ _HOMES = {
     "prunus.graph.rules.own": ("op_rule", "over_channels", "over_space", "remove_op_rule"),
     "prunus.graph.rules.pointwise": ("pointwise",),
     "prunus.graph.trace": ("trace",),
-    "prunus.methods": ("SoftPruner",),
+    "prunus.methods": ("OptionsChoice", "SoftPruner", "SparseTraining", "TriedOptions", "choose_options"),
     "prunus.migration": ("migrate_optimizer",),
     "prunus.models": ("MODELS", "build_model"),
     "prunus.plan": ("PruningPlan",),

@@ -86,6 +86,7 @@ def metrics(
                     "seconds": 31.5,
                 }
                 | (_searched(epoch) if stage == "search" else {})
+                | (_sparse(epoch) if stage == "sparse" else {})
             )
     return rows
 
@@ -98,6 +99,11 @@ def _searched(epoch: int) -> dict[str, Any]:
         "returned_channels": 3,
         "macs": round(40813184 * kept**2),
     }
+
+
+def _sparse(epoch: int) -> dict[str, Any]:
+    before = {"index_before": [600, 80, 20, 0]} if epoch == 0 else {}
+    return {"index_histogram": [600 - 100 * epoch, 80, 20, 100 * epoch], **before}
 
 
 def write_run(folder: Path, **changes: Any) -> Path:

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.report.sample_run import LAYERS, metrics, write_run
 
 from prunus.report import print_summary, read_run, write_report
-from prunus.report.figures import accuracy_chart, search_chart, widths_chart
+from prunus.report.figures import accuracy_chart, search_chart, sparsity_chart, widths_chart
 
 
 def own_part(page: str) -> str:
@@ -97,6 +97,27 @@ def test_curves_join_the_stages_and_break_between_them(tmp_path: Path) -> None:
     assert training["y"][0] == pytest.approx(100 * metrics()[0]["train_accuracy"])
     assert [note["text"] for note in chart["layout"]["annotations"]] == ["dense training", "search", "fine-tuning"]
     assert chart["layout"]["shapes"][0] | {"x0": 12.5, "x1": 20.5} == chart["layout"]["shapes"][0]
+
+
+def test_options_that_were_chosen_are_shown(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", options={"degree": "weight", "t": 0.2})).read_text()
+    assert "degree weight, t 0.2</td>" in page
+    assert "options chosen" not in own_part(write_report(write_run(tmp_path / "plain")).read_text())
+
+
+def test_the_sparsity_index_is_drawn_before_and_after_sparse_training(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert sparsity_chart(read_run(run)) is None
+    stages = (("dense", 2), ("sparse", 3), ("finetune", 1))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(stages)))
+    chart = sparsity_chart(read_run(run))
+    assert chart
+    after, before = chart["data"]
+    assert before["y"] == [600, 80, 20, 0] and after["y"] == [400, 80, 20, 200]
+    assert before["x"] == after["x"] == [0.125, 0.375, 0.625, 0.875] and after["width"] == 0.25
+    assert chart["layout"]["xaxis"]["range"] == [0, 1], "as far as there are channels"
+    page = write_report(run).read_text()
+    assert 'id="chart-sparsity"' in page and "sparse training" in own_part(page)
 
 
 def test_the_search_is_drawn_where_there_was_one(tmp_path: Path) -> None:

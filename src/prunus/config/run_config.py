@@ -72,6 +72,15 @@ class RunConfig(BaseModel):
         ge=1,
         le=100_000,
     )
+    sparse_epochs: Whole = flag(
+        0,
+        "Training",
+        "N",
+        "Epochs of sparse training between the dense network and the removal (channel-sparsity); 0 is none.",
+        "10",
+        ge=0,
+        le=100_000,
+    )
     finetune_epochs: Whole = flag(
         15,
         "Training",
@@ -86,7 +95,13 @@ class RunConfig(BaseModel):
         0.2, "Training", "RATE", "Peak learning rate of the dense training.", "0.1", gt=0, le=100
     )
     finetune_learning_rate: Real = flag(
-        0.05, "Training", "RATE", "Peak learning rate of the search and after the removal.", "0.02", gt=0, le=100
+        0.05,
+        "Training",
+        "RATE",
+        "Peak learning rate of sparse training, the search and after the removal.",
+        "0.02",
+        gt=0,
+        le=100,
     )
     weight_decay: Real = flag(5e-4, "Training", "X", "Weight decay, not on BatchNorm or biases.", "5e-4", ge=0, le=1)
     label_smoothing: Real = flag(0.0, "Training", "X", "Label smoothing.", "0.1", ge=0, lt=1)
@@ -160,6 +175,28 @@ class RunConfig(BaseModel):
     )
     lam: Real = flag(
         1.0, "Pruning", "LAMBDA", "Weight of the L2 term (channel-sparsity); 0 is the plain method.", "1.0", ge=0
+    )
+    calibrate_options: bool = flag(
+        False,
+        "Pruning",
+        "",
+        "Choose degree, threshold and lam (channel-sparsity) by accuracy on validation images; writes options.json.",
+        "true",
+    )
+    penalty: Literal["group_lasso", "bn_scale", "sparsity_degree"] = flag(
+        "group_lasso",
+        "Pruning",
+        "NAME",
+        "What sparse training lowers: norms of filters, BatchNorm's scales, or 1 - the squared soft sparsity degree.",
+        "bn_scale",
+    )
+    rho: Real = flag(1e-3, "Pruning", "RHO", "Weight of that penalty.", "1e-3", ge=0, le=1e6)
+    rho_schedule: Literal["constant", "linear", "cubic"] = flag(
+        "linear",
+        "Pruning",
+        "SCHEDULE",
+        "How rho grows over the first half of sparse training: linear, cubic (fast first), or constant, at once.",
+        "cubic",
     )
     norm: Annotated[Literal[1, 2], BeforeValidator(as_number)] = flag(
         2, "Pruning", "P", "Norm of the fused filter (layer-fusion): 1 or 2.", "1"
@@ -277,12 +314,18 @@ _ONLY_FOR: dict[str, tuple[str, str]] = {
     "search_epochs": ("method", "layer-fusion"),
     "schedule": ("method", "channel-sparsity"),
     "rounds": ("schedule", "iterative"),
+    "sparse_epochs": ("method", "channel-sparsity"),
+    "calibrate_options": ("criterion_name", "channel_sparsity"),
     "degree": ("criterion_name", "channel_sparsity"),
     "threshold": ("criterion_name", "channel_sparsity"),
     "lam": ("criterion_name", "channel_sparsity"),
     "norm": ("criterion_name", "fused_conv_bn"),
     "constant": ("criterion_name", "fused_conv_bn"),
 }
+
+
+_SPARSE = ("penalty", "rho", "rho_schedule")  # for sparse training
+_CALIBRATED = ("degree", "threshold", "lam")  # chosen by --calibrate-options
 
 
 def _missing_budget(config: RunConfig) -> list[str]:
@@ -301,6 +344,16 @@ def _idle_options(config: RunConfig) -> list[str]:
                 f"{flag_name(key)} {value} does nothing here: "
                 f"it is for {owner_words} {wanted}, and this is {owner_words} {actual}"
             )
+    if not config.sparse_epochs:
+        idle += [
+            f"{given} does nothing here: it is for sparse training, and there is none; add --sparse-epochs 10"
+            for given in _given(config, _SPARSE)
+        ]
+    if config.calibrate_options and not config.sparse_epochs:  # whose index and penalty go by them
+        idle += [
+            f"{given} does nothing here: --calibrate-options chooses it; leave one of the two out"
+            for given in _given(config, _CALIBRATED)
+        ]
     return idle
 
 
@@ -317,4 +370,12 @@ def _idle_recovery(config: RunConfig) -> list[str]:
         f"{flag_name(key)} {getattr(config, key)} does nothing here: {reason}"
         for key, (there, reason) in needs.items()
         if not there and getattr(config, key) != RunConfig.model_fields[key].default
+    ]
+
+
+def _given(config: RunConfig, keys: tuple[str, ...]) -> list[str]:
+    """List the options among `keys` that differ from their defaults, as they are typed."""
+    values = {key: getattr(config, key) for key in keys}
+    return [
+        f"{flag_name(key)} {value}" for key, value in values.items() if value != RunConfig.model_fields[key].default
     ]

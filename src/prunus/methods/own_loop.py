@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from prunus.graph.ignore import with_outputs, without
 from prunus.graph.trace import Inputs, trace
 from prunus.methods.choice import Choice
 from prunus.methods.dynamic import DynamicSearch, ramp
-from prunus.methods.penalties import PENALTIES, apply_penalty
+from prunus.methods.penalties import PENALTIES, apply_penalty, known_name
 from prunus.methods.schedules import carry_out
 
 
@@ -95,7 +94,7 @@ class SoftPruner:
             budget: the target.
             ramp_epochs: epochs until the target is reached, at least 1.
             criterion: how channels are scored: a name, or a function.
-            penalty: ``"group_lasso"``, ``"bn_scale"``, or None for no sparse training.
+            penalty: ``"group_lasso"``, ``"bn_scale"``, ``"sparsity_degree"``, or None for no sparse training.
             rho: the penalty's weight ρ ≥ 0 once the ramp is over; until then it grows as the ramp does.
             scope: ``"global"`` ranks all channels together, ``"local"`` takes the same fraction of every group.
             min_channels: how many channels every group keeps at least.
@@ -111,10 +110,8 @@ class SoftPruner:
         """
         if ramp_epochs < 1 or not rho >= 0:
             raise ConfigError(f"ramp_epochs is {ramp_epochs} and rho is {rho}; they should be at least 1 and 0.")
-        if penalty is not None and penalty not in PENALTIES:
-            near = difflib.get_close_matches(penalty, PENALTIES, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"there is no penalty {penalty!r}.{hint} There are: {', '.join(PENALTIES)}.")
+        if penalty is not None:
+            known_name("penalty", penalty, PENALTIES)
         self.model = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         self.example_inputs = example_inputs
         ignored, frozen = ((v,) if isinstance(v, str) else tuple(v) for v in (ignore, freeze))

@@ -1,4 +1,4 @@
-"""The main job: train → find redundant channels → remove → verify → fine-tune → measure → report.
+"""The main job: train → (train sparsely) → find redundant channels → remove → verify → fine-tune → measure → report.
 
 Every stage leaves its output file, whole or not at all, so the same command goes on where the last one stopped.
 """
@@ -19,6 +19,7 @@ from prunus.pipeline.finish import obtain_finetuned, write_summary
 from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
+from prunus.pipeline.sparse import obtain_sparse
 from prunus.report import write_report
 
 __all__ = ["DEMO", "RunFolder", "compress", "demo"]
@@ -75,7 +76,7 @@ def _carry_out(config: RunConfig, folder: RunFolder, device: torch.device, conso
         rehearse(run)
     try:
         dense = obtain_dense(run)
-        small = obtain_removed(run, dense)
+        small = obtain_removed(run, obtain_sparse(run, dense))
         small = obtain_finetuned(run, small)
         write_summary(run, load(folder.dense), small)  # as it was before a search trained on
     except FileFormatError as error:

@@ -15,6 +15,7 @@ from prunus.errors import BudgetError
 from prunus.files import atomic_write_json
 from prunus.pipeline import recipes
 from prunus.pipeline.environment import commit
+from prunus.pipeline.options import chosen_options
 from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.search import plan_of, rounds_epochs
@@ -64,7 +65,8 @@ def write_summary(run: Run, dense: nn.Module, small: nn.Module) -> None:
             "commit": commit(),
             "device": processor_name(run.device),
             "seed": run.config.seed,
-            "epochs": {stage: epochs[stage] for stage in ("dense", "search", "finetune")},
+            "epochs": {stage: epochs[stage] for stage in _stages(run)},
+            **({"options": chosen_options(run)} if run.config.calibrate_options else {}),
             "recovery": read_recovery(run),
             "dense": dense_side,
             "pruned": pruned_side,
@@ -73,6 +75,10 @@ def write_summary(run: Run, dense: nn.Module, small: nn.Module) -> None:
             "widths": _widths(dense, small),
         },
     )
+
+
+def _stages(run: Run) -> tuple[str, ...]:
+    return ("dense", *(("sparse",) if run.config.sparse_epochs else ()), "search", "finetune")
 
 
 def _check_size(run: Run) -> None:

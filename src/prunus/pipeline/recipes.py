@@ -14,6 +14,12 @@ def dense(run: Run) -> Recipe:
     return dense_recipe(config.epochs, learning_rate=config.learning_rate, ema=config.ema, **_shared(run))
 
 
+def sparse(run: Run) -> Recipe:
+    """Make the recipe of the sparse training: that of a fine-tuning, without a teacher and without an average."""
+    config = run.config
+    return finetune_recipe(config.sparse_epochs, learning_rate=config.finetune_learning_rate, **_shared(run))
+
+
 def search(run: Run) -> Recipe:
     """Make the recipe of the dynamic search: the rate stays up, so that channels can come back until the end.
 

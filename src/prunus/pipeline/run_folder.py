@@ -45,6 +45,16 @@ class RunFolder:
         return self.path / "dense.safetensors"
 
     @property
+    def sparse(self) -> Path:
+        """The network after sparse training, where there is one: output of that stage."""
+        return self.checkpoints / "sparse.safetensors"
+
+    @property
+    def options(self) -> Path:
+        """What the criterion's options led to on validation images, where they were chosen so."""
+        return self.path / "options.json"
+
+    @property
     def plan(self) -> Path:
         """Which channels stay, by the dense network's indices."""
         return self.path / "plan.json"
@@ -95,6 +105,7 @@ class RunFolder:
             self.environment,
             self.metrics,
             self.dense,
+            self.options,
             self.plan,
             self.verification,
             self.recovery,

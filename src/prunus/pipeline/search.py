@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -17,8 +18,10 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
 from prunus.methods import Choice, DynamicSearch, Recover, Removal, carry_out, iterative, one_shot
 from prunus.pipeline import recipes
+from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
 from prunus.pipeline.run import Run
+from prunus.pipeline.sparse import sparse_hook
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
 
@@ -35,6 +38,8 @@ def rehearse(run: Run) -> None:
     """
     model = run.build()
     graph = trace(model, run.proof_inputs())
+    if run.config.sparse_epochs:
+        sparse_hook(run, graph)
     plan = choice(run, header_bytes(model, graph, **run.identity)).plan(model, graph, budget(run))
     for note in plan.notes:
         run.say(f"note       {note}")
@@ -73,10 +78,14 @@ def budget(run: Run) -> Budget:
     return Budget(**run.config.budgets)
 
 
-def choice(run: Run, reserve: int) -> Choice:
-    """Return how the user wants channels chosen; `reserve` is what the file takes beside its tensors."""
+def choice(run: Run, reserve: int, options: Mapping[str, Any] | None = None) -> Choice:
+    """Return how the user wants channels chosen; `reserve` is what the file takes beside its tensors.
+
+    The criterion's `options` are the user's unless others are given.
+    """
     config = run.config
-    measured = needed(config.criterion_name, config.criterion_options)
+    options = config.criterion_options if options is None else options
+    measured = needed(config.criterion_name, options)
     calibration: Calibration | None = None
     if measured & ON_LABELS:
         calibration = run.labelled_calibration(_BATCH)
@@ -84,7 +93,7 @@ def choice(run: Run, reserve: int) -> Choice:
         calibration = run.calibration().split(_BATCH)
     return Choice(
         criterion=config.criterion_name,
-        options=config.criterion_options,
+        options=options,
         scope=config.scope,
         min_channels=config.min_channels,
         round_to=config.round_to,
@@ -104,7 +113,10 @@ def rounds_epochs(epochs: int, rounds: int) -> tuple[int, int]:
 
 
 def _search(run: Run, dense: nn.Module, graph: ChannelGraph, recover: Recover) -> Removal:
-    settings = choice(run, header_bytes(dense, graph, **run.identity))
+    reserve = header_bytes(dense, graph, **run.identity)
+    settings = choice(run, reserve)
+    if run.config.calibrate_options:
+        settings = choice(run, reserve, obtain_options(run, dense, graph, budget(run), settings))
     inputs = run.proof_inputs()
     if run.config.method == "layer-fusion":
         return _search_dynamically(run, dense, graph, settings, recover)

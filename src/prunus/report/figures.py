@@ -7,7 +7,7 @@ from typing import Any
 
 from prunus.report.folder import RunFolder, Width
 
-STAGE_NAMES = {"dense": "dense training", "search": "search", "finetune": "fine-tuning"}
+STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
 
 
 def stage_name(stage: str) -> str:
@@ -81,6 +81,47 @@ def search_chart(run: RunFolder) -> dict[str, Any] | None:
         "hovermode": "x unified",
     }
     return {"data": traces, "layout": layout, "min_width": 0}
+
+
+def sparsity_chart(run: RunFolder) -> dict[str, Any] | None:
+    """Draw how many channels have which sparsity index: after sparse training filled in, before it as an outline.
+
+    None where there was no sparse training.
+    """
+    rows = [row for row in run.stages.get("sparse", []) if row.get("index_histogram")]
+    if not rows or not any(rows[0].get("index_before") or ()):
+        return None
+
+    before, after = rows[0]["index_before"], rows[-1]["index_histogram"]
+    used = max(number for number, counts in enumerate(zip(before, after, strict=True)) if any(counts))
+
+    def bars(name: str, counts: Sequence[int], colour: str, line: str) -> dict[str, Any]:
+        width = 1 / len(counts)
+        return {
+            "type": "bar",
+            "name": name,
+            "x": [(number + 0.5) * width for number in range(len(counts))],
+            "y": list(counts),
+            "width": width,
+            "marker": {"color": colour, "line": {"color": line, "width": 1}},
+            "hovertemplate": "index %{x:.3f}<br>" + name + ": %{y} channels<extra></extra>",
+        }
+
+    return {
+        "data": [
+            bars("after sparse training", after, "--pruned", "--pruned"),
+            bars("before", before, "rgba(0,0,0,0)", "--ink"),
+        ],
+        "layout": {
+            "barmode": "overlay",
+            "xaxis": {
+                "title": {"text": "sparsity index (0 important, 1 redundant)"},
+                "range": [0, (used + 1) / len(after)],
+            },
+            "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
+        },
+        "min_width": 0,
+    }
 
 
 def _curves(

@@ -65,6 +65,7 @@ class Summary(BaseModel):
     latency: dict[str, Any] = {}
     files: dict[str, Any] = {}
     widths: tuple[Width, ...] = ()
+    options: dict[str, Any] = {}
 
     @property
     def budget_text(self) -> str:

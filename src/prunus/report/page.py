@@ -14,7 +14,14 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from prunus.files import atomic_write_text
 from prunus.report import numbers
 from prunus.report.comparison import compare
-from prunus.report.figures import accuracy_chart, loss_chart, search_chart, stage_name, widths_chart
+from prunus.report.figures import (
+    accuracy_chart,
+    loss_chart,
+    search_chart,
+    sparsity_chart,
+    stage_name,
+    widths_chart,
+)
 from prunus.report.folder import RunFolder, read_run
 
 PAGE = "report.html"
@@ -58,9 +65,9 @@ def _charts(run: RunFolder) -> dict[str, dict[str, Any]]:
     charts: dict[str, dict[str, Any]] = {}
     if run.metrics:
         charts |= {"accuracy": accuracy_chart(run), "loss": loss_chart(run)}
-    searched = search_chart(run)
-    if searched:
-        charts["search"] = searched
+    for name, chart in (("sparsity", sparsity_chart(run)), ("search", search_chart(run))):
+        if chart:
+            charts[name] = chart
     if run.summary.widths:
         charts |= {"widths": widths_chart(run.summary.widths)}
     return charts

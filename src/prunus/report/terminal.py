@@ -14,6 +14,7 @@ from prunus.report.folder import Summary, read_run
 _WRITTEN = (
     ("model.safetensors", "the small network: prunus.load() gives it back"),
     ("dense.safetensors", "the network before"),
+    ("options.json", "the options that were tried, best first"),
     ("plan.json", "which channels stayed"),
     ("verification.json", "the proof that the removal was right"),
     ("report.html", "the page to look at"),

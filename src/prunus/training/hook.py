@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -25,3 +25,11 @@ class Hook(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` handed out."""
+
+
+@runtime_checkable
+class StepHook(Hook, Protocol):
+    """A hook that also acts after every step of the optimiser."""
+
+    def step_end(self, model: nn.Module, learning_rate: float) -> None:
+        """Look at the step that was made with this rate; the model's weights may be changed in place."""

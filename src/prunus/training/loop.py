@@ -26,7 +26,7 @@ from prunus.training.checkpoint import (
 from prunus.training.distillation import Loss, make_loss
 from prunus.training.evaluate import evaluate
 from prunus.training.hardware import Compute, choose_compute, lay_out_model
-from prunus.training.hook import Hook
+from prunus.training.hook import Hook, StepHook
 from prunus.training.optimiser import build_optimiser, learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import epoch_generator, seed_everything
@@ -93,7 +93,8 @@ def fit(
         checkpoint_dir: folder of `<stage>.ckpt.safetensors`, written after every epoch; None for no checkpoint.
         device: where to train.
         hook: called around every epoch; may change weights before an epoch and end the training after one. It is shown
-            the network that trains, also where the recipe averages its weights.
+            the network that trains, also where the recipe averages its weights. A StepHook is called after every step
+            of the optimiser as well.
         teacher: a classifier of the same images and classes, for a recipe with distill above 0; it is left as it is.
         on_epoch: receives the metrics of every epoch in order; those of a checkpoint first, when it goes on from there.
         progress: whether to show progress on stderr.
@@ -116,6 +117,8 @@ def fit(
     compute = choose_compute(model.to(device), recipe.precision, device, sample)
     lay_out_model(model, compute.memory_format)
     optimiser, average = build_optimiser(model, recipe), average_of(model, recipe.ema)
+    if isinstance(hook, StepHook):
+        _call_after_steps(optimiser, hook, model)
     delivered: nn.Module = average.module if average else model
     parts = _Parts(model, optimiser, average, loss, compute)
 
@@ -157,6 +160,13 @@ def fit(
     lay_out_model(model, torch.contiguous_format)
     model.eval()
     return history
+
+
+def _call_after_steps(optimiser: torch.optim.Optimizer, hook: StepHook, model: nn.Module) -> None:
+    def step_end(stepped: torch.optim.Optimizer, *_: Any) -> None:
+        hook.step_end(model, stepped.param_groups[0]["lr"])
+
+    optimiser.register_step_post_hook(step_end)
 
 
 def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:

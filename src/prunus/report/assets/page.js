@@ -17,6 +17,7 @@
   const LEGENDS = {
     accuracy: { y: 0.02, yanchor: "bottom" }, loss: { y: 0.98, yanchor: "top" },
     search: { y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
+    sparsity: { y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
     widths: { y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
   };
   const draw = () => {
