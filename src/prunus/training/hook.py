@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from torch.optim import Optimizer
 
 
 class Hook(Protocol):
@@ -25,3 +26,14 @@ class Hook(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` handed out."""
+
+
+@runtime_checkable
+class Reshaper(Hook, Protocol):
+    """A hook that may train on with another network, of other shapes, from an epoch on; it holds what was trained."""
+
+    def replace(self, model: nn.Module, optimiser: Optimizer) -> tuple[nn.Module, Optimizer] | None:
+        """Return the network and the optimiser for the epoch that `epoch_start` has prepared; None to go on as is."""
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        """Return, after `load_state`, a network of the shapes that the checkpoint has; `model` is the first one."""

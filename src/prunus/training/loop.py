@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from prunus.training.checkpoint import (
     checkpoint_path,
     describe_run,
     load_checkpoint,
+    read_checkpoint,
     save_checkpoint,
 )
 from prunus.training.evaluate import evaluate
 from prunus.training.hardware import Compute, choose_compute, lay_out_model
-from prunus.training.hook import Hook
+from prunus.training.hook import Hook, Reshaper
 from prunus.training.optimiser import build_optimiser, learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import epoch_generator, seed_everything
@@ -89,7 +91,8 @@ def fit(
         seed: decides, with `stage`, about everything random.
         checkpoint_dir: folder of `<stage>.ckpt.safetensors`, written after every epoch; None for no checkpoint.
         device: where to train.
-        hook: called around every epoch; may change weights before an epoch and end the training after one.
+        hook: called around every epoch; may change weights before an epoch and end the training after one. A Reshaper
+            may also put another network in the place of `model`, which then stays as it was and is not trained on.
         on_epoch: receives the metrics of every epoch in order; those of a checkpoint first, when it goes on from there.
         progress: whether to show progress on stderr.
 
@@ -114,10 +117,15 @@ def fit(
 
     run = describe_run(recipe, stage, seed, hook, data.train_labels, data.val_labels)
     store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device)
+    if isinstance(hook, Reshaper) and (found := read_checkpoint(store)):
+        hook.load_state(found.hook_state)
+        model = hook.rebuild(model)
+        optimiser = build_optimiser(model, recipe)
+        store = dataclasses.replace(store, model=model, optimiser=optimiser)
     seed_everything(seed, stage)
     checkpoint = load_checkpoint(store) or Checkpoint(history=[], finished=False, hook_state={})
     history, finished = list(checkpoint.history), checkpoint.finished
-    if hook and history:
+    if hook and history and not isinstance(hook, Reshaper):
         hook.load_state(checkpoint.hook_state)
     for metrics in history:
         on_epoch(metrics)
@@ -127,6 +135,10 @@ def fit(
             epoch, started = len(history) + 1, time.perf_counter()
             if hook:
                 hook.epoch_start(model, epoch)
+            if isinstance(hook, Reshaper) and (replaced := hook.replace(model, optimiser)):
+                model, optimiser = replaced
+                lay_out_model(model, compute.memory_format)
+                store = dataclasses.replace(store, model=model, optimiser=optimiser)
             generator = epoch_generator(seed, stage, epoch, device)
             trained = _train_epoch(model, optimiser, data, recipe, epoch, augment, generator, compute, display)
             validated = evaluate(model, data.val_images, data.val_labels, normalize=prepare, device=device)
