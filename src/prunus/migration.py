@@ -148,9 +148,7 @@ class _Pair:
         return first.clone() if torch.equal(first.expand(kept.shape), kept) else None
 
 
-def _pairs(
-    optimizer: Optimizer, model: nn.Module, pruned: nn.Module, chosen: Mapping[str, Chosen]
-) -> dict[int, _Pair]:
+def _pairs(optimizer: Optimizer, model: nn.Module, pruned: nn.Module, chosen: Mapping[str, Chosen]) -> dict[int, _Pair]:
     """Find what became of every parameter that the optimiser holds, by the id of the original's."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     successors = dict(pruned.named_parameters(remove_duplicate=False))

@@ -68,9 +68,9 @@ class Choice:
             if isinstance(self.criterion, str)
             else getattr(self.criterion, "__name__", "custom"),
         )
-        return plan if alive is None else self._without_the_dead(plan, graph, alive)
+        return plan if alive is None else self._without_the_dead(plan, graph, budget, alive)
 
-    def _without_the_dead(self, plan: PruningPlan, graph: ChannelGraph, alive: Keep) -> PruningPlan:
+    def _without_the_dead(self, plan: PruningPlan, graph: ChannelGraph, budget: Budget, alive: Keep) -> PruningPlan:
         """Leave out what the budget had room for, but is gone."""
         chosen = plan.keep_array(graph)
         if not (chosen & ~alive).any():
@@ -79,7 +79,7 @@ class Choice:
             graph,
             chosen & alive,
             criterion=plan.criterion,
-            budget=plan.budget,
+            budget=budget.to_dict(),
             header_bytes=self.header_bytes,
             notes=plan.notes,
         )

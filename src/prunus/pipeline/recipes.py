@@ -15,9 +15,10 @@ def dense(run: Run) -> Recipe:
 
 def search(run: Run) -> Recipe:
     """Make the recipe of the dynamic search: the rate stays up, so that channels can come back until the end."""
+    config = run.config
     return finetune_recipe(
-        run.config.search_epochs,
-        learning_rate=run.config.finetune_learning_rate,
+        config.search_epochs,
+        learning_rate=config.learning_rate if config.from_scratch else config.finetune_learning_rate,
         schedule="constant",
         **_shared(run),
     )

@@ -15,7 +15,7 @@ from prunus.deploy import header_bytes, load, save
 from prunus.files import atomic_write_json
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
-from prunus.methods import Choice, DynamicSearch, Removal, carry_out, iterative, one_shot
+from prunus.methods import Choice, DynamicSearch, Removal, iterative, one_shot
 from prunus.pipeline import recipes
 from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
@@ -80,6 +80,7 @@ def choice(run: Run, reserve: int) -> Choice:
     return Choice(
         criterion=config.criterion_name,
         options=config.criterion_options,
+        normalize=config.normalize,
         scope=config.scope,
         min_channels=config.min_channels,
         round_to=config.round_to,
@@ -120,16 +121,19 @@ def _search(run: Run, dense: nn.Module, graph: ChannelGraph) -> Removal:
 
 def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice) -> Removal:
     epochs = run.config.search_epochs
+    inputs = run.proof_inputs()
     hook = DynamicSearch(
         graph,
         predict_cost(graph, graph.keep_all(), header_bytes=settings.header_bytes),
         budget(run),
         settings,
         ramp_epochs=max(1, round(_RAMP_SHARE * epochs)),
+        remove_after=run.config.remove_after or None,
+        inputs=inputs,
     )
     run.say(f"search     {run.config.criterion_name}, dynamic, for {epochs} epochs at most")
     run.train(dense, recipes.search(run), "search", hook)
-    return carry_out(dense, graph, hook.final_plan(dense), run.proof_inputs())
+    return hook.finish(inputs)
 
 
 def _describe(verifications: tuple[Verification, ...]) -> dict[str, Any]:

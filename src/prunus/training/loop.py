@@ -110,7 +110,7 @@ def fit(
     steps_per_epoch = max(1, len(data.train_images) // recipe.batch_size)
     compute = choose_compute(model.to(device), recipe.precision, device, normalize(data.val_images[:2]))
     lay_out_model(model, compute.memory_format)
-    optimiser = build_optimiser(model, recipe)
+    optimiser: torch.optim.Optimizer = build_optimiser(model, recipe)
 
     def prepare(images: Tensor) -> Tensor:
         return compute.lay_out(normalize(images))
@@ -120,6 +120,7 @@ def fit(
     if isinstance(hook, Reshaper) and (found := read_checkpoint(store)):
         hook.load_state(found.hook_state)
         model = hook.rebuild(model)
+        lay_out_model(model, compute.memory_format)
         optimiser = build_optimiser(model, recipe)
         store = dataclasses.replace(store, model=model, optimiser=optimiser)
     seed_everything(seed, stage)
