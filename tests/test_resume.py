@@ -20,7 +20,7 @@ from prunus import pipeline
 from prunus.config import RunConfig
 
 METHODS = {
-    "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4"],
+    "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4", "--remove-after", "1"],
     "iterative": ["--schedule", "iterative", "--rounds", "2", "--size", "0.15MB"],
 }
 COMMAND = ["--model", "resnet8", "--data", "digits", "--epochs", "4", "--finetune-epochs", "8"]
@@ -106,7 +106,7 @@ def in_process(out: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "layer-fusion", "macs": 0.5, "search_epochs": 2},
+        {"method": "layer-fusion", "macs": 0.5, "search_epochs": 3, "remove_after": 1},
         {"schedule": "iterative", "rounds": 2, "macs": 0.5},
     ],
     ids=["layer-fusion", "iterative"],
