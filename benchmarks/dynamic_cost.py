@@ -4,6 +4,7 @@
     python benchmarks/dynamic_cost.py --data cifar10-jpeg.tar.xz      ResNet-20, some images, half the MACs, one thread
     python benchmarks/dynamic_cost.py --search-epochs 10 --finetune-epochs 20 --images 45000     the official CIFAR-10
 
+Turns run from the end of an epoch to the end of the next; a last one holds what follows the last epoch.
 The search's seconds are all of its: tracing, choosing, masking, removing, proving, training and validating; the dense
 network's are training and validating. The search may find its structure early; the epochs that it saves are trained
 after the removal, so that both sides train for the same number. The goal is a ratio below 1. Accuracies are of the

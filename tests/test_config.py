@@ -243,5 +243,7 @@ def test_every_field_says_how_it_is_typed() -> None:
         assert field.examples, name
         example = field.examples[0]
         needed = {"lam": {}, "rounds": {"schedule": "iterative"}, "search_epochs": {"method": "layer-fusion"}}
-        fusion = {"norm": {"method": "layer-fusion"}, "constant": {"method": "layer-fusion"}}
-        load_config(flags=GOOD | needed.get(name, {}) | fusion.get(name, {}) | {name: example})
+        if name in ("norm", "constant", "from_scratch", "remove_after"):
+            needed[name] = {"method": "layer-fusion"}
+        needed["variance"] = {"criterion": "delivered_energy"}
+        load_config(flags=GOOD | needed.get(name, {}) | {name: example})
