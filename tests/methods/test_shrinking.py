@@ -20,7 +20,7 @@ from prunus.surgery import remove
 from prunus.verify import verify
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
-NETWORKS = ("resnet8", "shufflenetv2", "densenet40", "squeezenet")
+NETWORKS = ("resnet8", "densenet40", "squeezenet", pytest.param("shufflenetv2", marks=pytest.mark.slow))
 
 
 def built(name: str) -> tuple[nn.Module, ChannelGraph]:
