@@ -179,3 +179,21 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "docs" / "benchmarks.md").write_text(PAGE)
     assert benchmark_table(["--root", str(tmp_path)]) == 0
     assert "| resnet8 | 1×3×32×32 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_search_is_timed_beside_a_dense_training_and_written_down(tmp_path: Path) -> None:
+    out = tmp_path / "docs" / "results" / "benchmarks" / "dynamic_cost.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "dynamic_cost.py"), "--data", "digits", "--model", "resnet8"]
+    command += ["--images", "300", "--search-epochs", "4", "--finetune-epochs", "1", "--remove-after", "1"]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, timeout=120)
+    found = json.loads(out.read_text())
+    assert found["epochs"] == {"dense": 5, "search": 5}
+    assert len(found["processor_ratio_by_epoch"]) == 6
+    assert found["trained_macs_by_search_epoch"][-1] < found["macs"]["dense"]
+    assert found["ratio"] == pytest.approx(found["seconds"]["search"] / found["seconds"]["dense"], rel=0.05)
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.write_text(PAGE)
+    assert benchmark_table(["--root", str(tmp_path)]) == 0
+    assert "resnet8, 300 images of UCI digits, 5 epochs on either side" in page.read_text()
+    assert "| processor |" in page.read_text()

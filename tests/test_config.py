@@ -335,13 +335,13 @@ def test_every_field_says_how_it_is_typed() -> None:
         assert field.description and field.description.endswith((".", "]")), name
         assert field.examples, name
         example = field.examples[0]
-        sparse = {"sparse_epochs": "5"}
+        sparse, fusion = {"sparse_epochs": "5"}, {"method": "layer-fusion"}
         needed = {
             "penalty": sparse,
             "rho": sparse,
             "rho_schedule": sparse,
             "rounds": {"schedule": "iterative"},
-            "search_epochs": {"method": "layer-fusion"},
+            "variance": {"criterion": "delivered_energy"},
+            **dict.fromkeys(("search_epochs", "norm", "constant", "from_scratch", "remove_after"), fusion),
         }
-        fusion = {"norm": {"method": "layer-fusion"}, "constant": {"method": "layer-fusion"}}
-        load_config(flags=GOOD | needed.get(name, {}) | fusion.get(name, {}) | {name: example})
+        load_config(flags=GOOD | needed.get(name, {}) | {name: example})

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": BASE,  # knows nothing of pruning
     "report": BASE,  # reads files only
     "deploy": CUT | {"models"},
-    "methods": PRUNED | {"recovery", "training"},
+    "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
     "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods"},
     "cli": BASE | {"config", "pipeline", "report", "checking", "models"},
     "__main__": {"cli"},

@@ -22,7 +22,7 @@ from prunus.config import RunConfig
 RECOVERY = ["--recover", "reconstruct,recalibrate", "--calibration-images", "256"]
 TRAINING = ["--distill", "0.5", "--temperature", "3", "--ema", "0.9"]
 METHODS = {
-    "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4"],
+    "layer-fusion": ["--method", "layer-fusion", "--macs", "0.5", "--search-epochs", "4", "--remove-after", "1"],
     "iterative": [
         *("--schedule", "iterative", "--rounds", "2", "--size", "0.15MB", *RECOVERY, *TRAINING),
         *("--sparse-epochs", "4", "--rho", "0.1", "--penalty", "sparsity_degree"),
@@ -122,7 +122,7 @@ def in_process(out: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": "layer-fusion", "macs": 0.5, "search_epochs": 2},
+        {"method": "layer-fusion", "macs": 0.5, "search_epochs": 3, "remove_after": 1},
         {
             "schedule": "iterative",
             "rounds": 2,

@@ -6,7 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from prunus.errors import ConfigError, SurgeryError
 from prunus.graph.channels import ChannelGraph
 from prunus.plan import PruningPlan
-from prunus.surgery import Selection, selections
+from prunus.surgery import selections
 
 if TYPE_CHECKING:
     from prunus.api import PruneResult
@@ -60,7 +60,25 @@ def migrate_optimizer(
         SurgeryError: the model, the graph and the pruned network do not belong together.
     """
     pruned, graph, plan = result if isinstance(result, tuple) else (result.model, result.graph, result.plan)
-    pairs = _pairs(optimizer, model, pruned, selections(model, graph, plan))
+    return carry_over(optimizer, model, pruned, selections(model, graph, plan))
+
+
+class Chosen(Protocol):
+    """Which elements of a tensor its successor has, and the successor's shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def take(self, tensor: Tensor) -> Tensor: ...  # noqa: D102
+
+
+def carry_over(
+    optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module, chosen: Mapping[str, Chosen]
+) -> AnyOptimizer:
+    """Return an optimiser for `pruned` that goes on where `optimizer` stands, as `migrate_optimizer` does.
+
+    `chosen` says, by state-dict name, which elements of `model`'s parameters those of `pruned` are.
+    """
+    pairs = _pairs(optimizer, model, pruned, chosen)
     state: defaultdict[Tensor, Any] = defaultdict(dict)
     for held in optimizer.state:
         if not isinstance(held, Tensor):
@@ -88,7 +106,7 @@ class _Pair:
     name: str
     old: Tensor
     new: nn.Parameter
-    selection: Selection
+    selection: Chosen
 
     def carry(self, optimizer: Optimizer, key: object, value: object) -> object:
         """Return the pruned parameter's share of one entry of the original's state, in memory of its own."""
@@ -130,9 +148,7 @@ class _Pair:
         return first.clone() if torch.equal(first.expand(kept.shape), kept) else None
 
 
-def _pairs(
-    optimizer: Optimizer, model: nn.Module, pruned: nn.Module, chosen: Mapping[str, Selection]
-) -> dict[int, _Pair]:
+def _pairs(optimizer: Optimizer, model: nn.Module, pruned: nn.Module, chosen: Mapping[str, Chosen]) -> dict[int, _Pair]:
     """Find what became of every parameter that the optimiser holds, by the id of the original's."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     successors = dict(pruned.named_parameters(remove_duplicate=False))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.report.sample_run import LAYERS, metrics, write_run
+from tests.report.sample_run import LAYERS, metrics, summary, write_run
 
 from prunus.report import print_summary, read_run, write_report
+from prunus.report.comparison import compare
 from prunus.report.figures import accuracy_chart, search_chart, sparsity_chart, widths_chart
 
 
@@ -124,11 +125,27 @@ def test_the_search_is_drawn_where_there_was_one(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     chart = search_chart(read_run(run))
     assert chart
-    kept, macs, returned = (trace["y"] for trace in chart["data"])
-    assert (kept[0], round(kept[-1]), round(macs[-1])) == (100, 60, 36)
+    kept, returned, masked, removed, macs, trained = (trace["y"] for trace in chart["data"])
     assert returned[0] == pytest.approx(100 * 3 / 700)
+    assert kept[0] == pytest.approx(100 * 697 / 700)
+    assert (round(kept[-1] + returned[-1]), round(masked[-1]), round(removed[-1])) == (60, 35, 5)
+    assert (round(macs[-1]), round(trained[-1])) == (36, 90)
+    assert all(sum(parts) == pytest.approx(100) for parts in zip(kept, returned, masked, removed, strict=True))
+    page = write_report(run).read_text()
+    assert (
+        "Of 700 channels 9 came back at some time; the last epoch kept 420, 7 of which had been masked before." in page
+    )
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics((("dense", 2),))))
     assert search_chart(read_run(run)) is None
+
+
+def test_a_run_from_scratch_has_no_dense_accuracy(tmp_path: Path) -> None:
+    dense = summary()["dense"] | {"test_accuracy": None}
+    run = write_run(tmp_path / "run", dense=dense)
+    page = write_report(run).read_text()
+    assert "trained from scratch, 86.64 % after" in " ".join(page.split())
+    row = compare(read_run(run).summary)[0]
+    assert (row.dense, row.pruned, row.gain) == ("–", "86.64 %", "from scratch")
 
 
 def test_every_layer_has_its_two_bars(tmp_path: Path) -> None:
@@ -183,4 +200,4 @@ def test_a_browser_draws_the_charts_without_a_complaint(tmp_path: Path) -> None:
     assert 'data-charts="4"' in done.stdout
     assert done.stdout.count('class="main-svg"') >= 4
     bars = re.findall(r'<g class="point">', done.stdout)
-    assert len(bars) == 2 * len(LAYERS)
+    assert len(bars) == 2 * len(LAYERS) + 4 * 8  # and the fates of the channels in eight epochs of the search

@@ -81,6 +81,22 @@ class RunConfig(BaseModel):
         ge=0,
         le=100_000,
     )
+    from_scratch: bool = flag(
+        False,
+        "Training",
+        "",
+        "Search from random weights, without a dense training (layer-fusion); a checkpoint is compared with only.",
+        "true",
+    )
+    remove_after: Whole = flag(
+        3,
+        "Training",
+        "N",
+        "Epochs that a channel stays masked before it leaves the network that trains (layer-fusion); 0 for at the end.",
+        "3",
+        ge=0,
+        le=100_000,
+    )
     finetune_epochs: Whole = flag(
         15,
         "Training",
@@ -202,6 +218,20 @@ class RunConfig(BaseModel):
         2, "Pruning", "P", "Norm of the fused filter (layer-fusion): 1 or 2.", "1"
     )
     constant: bool = flag(False, "Pruning", "", "Add the fused constant part (layer-fusion).", "true")
+    variance: Literal["calibrated", "data-free"] = flag(
+        "calibrated",
+        "Pruning",
+        "HOW",
+        "Where delivered_energy has a channel's variance from: images (calibrated), or its BatchNorm (data-free).",
+        "data-free",
+    )
+    normalize: Literal["none", "mean", "max", "gaussian", "size", "cost"] | None = flag(
+        None,
+        "Pruning",
+        "HOW",
+        "How layers compare: none, mean, max, gaussian, size or cost (per MAC saved). [default: the criterion's own]",
+        "mean",
+    )
 
     recover: Steps = flag(
         "reconstruct",
@@ -286,6 +316,8 @@ class RunConfig(BaseModel):
             return {"degree": self.degree, "t": self.threshold, "lam": self.lam}
         if self.criterion_name == "fused_conv_bn":
             return {"norm": self.norm, "constant": self.constant}
+        if self.criterion_name == "delivered_energy":
+            return {"variance": self.variance}
         return {}
 
     @property
@@ -312,6 +344,8 @@ MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir"})  # the same ru
 # Options that say something to one method, schedule or criterion alone; to another they would silently do nothing.
 _ONLY_FOR: dict[str, tuple[str, str]] = {
     "search_epochs": ("method", "layer-fusion"),
+    "from_scratch": ("method", "layer-fusion"),
+    "remove_after": ("method", "layer-fusion"),
     "schedule": ("method", "channel-sparsity"),
     "rounds": ("schedule", "iterative"),
     "sparse_epochs": ("method", "channel-sparsity"),
@@ -321,6 +355,7 @@ _ONLY_FOR: dict[str, tuple[str, str]] = {
     "lam": ("criterion_name", "channel_sparsity"),
     "norm": ("criterion_name", "fused_conv_bn"),
     "constant": ("criterion_name", "fused_conv_bn"),
+    "variance": ("criterion_name", "delivered_energy"),
 }
 
 
@@ -336,6 +371,11 @@ def _missing_budget(config: RunConfig) -> list[str]:
 
 def _idle_options(config: RunConfig) -> list[str]:
     idle = []
+    if config.from_scratch and config.epochs != RunConfig.model_fields["epochs"].default:
+        idle.append(
+            f"--epochs {config.epochs} does nothing here: with --from-scratch there is no dense training; "
+            "type --search-epochs and --finetune-epochs"
+        )
     for key, (owner, wanted) in _ONLY_FOR.items():
         value, actual = getattr(config, key), getattr(config, owner)
         if value != RunConfig.model_fields[key].default and actual != wanted:

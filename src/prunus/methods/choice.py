@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from prunus.allocation import Budget, Scope, allocate
 from prunus.criteria import Calibration, Criterion, score
 from prunus.criteria.registry import Normalize
-from prunus.graph.channels import ChannelGraph
-from prunus.plan import PruningPlan
+from prunus.graph.channels import ChannelGraph, Keep
+from prunus.plan import PruningPlan, plan_from_keep
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,14 @@ class Choice:
     seed: int = 0
     calibration: Calibration | None = None
 
-    def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> PruningPlan:
+    def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget, alive: Keep | None = None) -> PruningPlan:
         """Choose which channels of `model` stay, by its weights and statistics as they are now.
+
+        Args:
+            model: the network that `graph` was traced from.
+            graph: its channel graph.
+            budget: what the network may cost.
+            alive: the channels that may be chosen, flags (channel_count + 1,) that a plan could keep; None for all.
 
         Raises:
             BudgetError: the budget cannot be reached.
@@ -48,9 +56,9 @@ class Choice:
             seed=self.seed,
             **self.options,
         )
-        return allocate(
+        plan = allocate(
             graph,
-            scores,
+            scores if alive is None else _with_the_dead_last(scores, graph, alive),
             budget,
             scope=self.scope,
             min_channels=self.min_channels,
@@ -60,3 +68,28 @@ class Choice:
             if isinstance(self.criterion, str)
             else getattr(self.criterion, "__name__", "custom"),
         )
+        return plan if alive is None else self._without_the_dead(plan, graph, budget, alive)
+
+    def _without_the_dead(self, plan: PruningPlan, graph: ChannelGraph, budget: Budget, alive: Keep) -> PruningPlan:
+        """Leave out what the budget had room for, but is gone."""
+        chosen = plan.keep_array(graph)
+        if not (chosen & ~alive).any():
+            return plan
+        return plan_from_keep(
+            graph,
+            chosen & alive,
+            criterion=plan.criterion,
+            budget=budget.to_dict(),
+            header_bytes=self.header_bytes,
+            notes=plan.notes,
+        )
+
+
+def _with_the_dead_last(scores: Mapping[str, Tensor], graph: ChannelGraph, alive: Keep) -> dict[str, Tensor]:
+    """Return scores that rank every channel which is gone behind all others, so that it is chosen last."""
+    lowest = min((float(values.min()) for values in scores.values()), default=0.0)
+    last = lowest - 1.0 - abs(lowest)
+    return {
+        group.name: torch.from_numpy(np.where(alive[group.channels], scores[group.name].numpy(), last))
+        for group in graph.groups
+    }

@@ -76,9 +76,11 @@ def _carry_out(config: RunConfig, folder: RunFolder, device: torch.device, conso
         rehearse(run)
     try:
         dense = obtain_dense(run)
-        small = obtain_removed(run, obtain_sparse(run, dense))
+        start = run.build() if config.from_scratch else obtain_sparse(run, dense)
+        small = obtain_removed(run, start)
         small = obtain_finetuned(run, small)
-        write_summary(run, load(folder.dense), small)  # as it was before a search trained on
+        trained = load(folder.dense) if folder.dense.exists() else None  # as it was before a search trained on
+        write_summary(run, trained, small)
     except FileFormatError as error:
         raise _with_a_way_on(error, folder) from error
 

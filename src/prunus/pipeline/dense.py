@@ -16,11 +16,14 @@ from prunus.pipeline.run import Run
 def obtain_dense(run: Run) -> nn.Module:
     """Return the dense network: from the run folder, from `--checkpoint`, or trained now; in eval mode, on the CPU.
 
-    What comes back was always read from dense.safetensors, so that a run that was interrupted and one that was not
-    go the same way.
+    With `--from-scratch` nothing is trained: without a checkpoint it is the network with its initial weights. All else
+    was always read from dense.safetensors, so that a run that was interrupted and one that was not go the same way.
     """
     if run.folder.dense.exists():
         run.say("dense      done before: dense.safetensors")
+    elif run.config.from_scratch and run.config.checkpoint is None:
+        run.say("dense      not trained: the search starts from scratch")
+        return run.build().eval()
     else:
         model = run.build()
         if run.config.checkpoint is not None:

@@ -43,15 +43,24 @@ def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
     return load(run.folder.model)
 
 
-def write_summary(run: Run, dense: nn.Module, small: nn.Module) -> None:
-    """Evaluate both networks on the test set, time them, and write summary.json."""
-    run.say("test       both networks on the test images, for the first and only time")
-    accuracies = [_test_accuracy(run, model) for model in (dense, small)]
+def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None:
+    """Evaluate both networks on the test set, time them, and write summary.json.
+
+    Where no dense network was `trained`, its costs are those of its initial weights, and it has no accuracy.
+    """
+    which = "the small network" if trained is None else "both networks"
+    run.say(f"test       {which} on the test images, for the first and only time")
+    dense = run.build().eval() if trained is None else trained
+    accuracies = [None if model is None else _test_accuracy(run, model) for model in (trained, small)]
     latency = measure_latency({"dense": dense, "pruned": small}, run.proof_inputs()[:1])
-    files = (run.folder.dense, run.folder.model)
+    files = {"dense": run.folder.dense, "model": run.folder.model, "plan": run.folder.plan}
+    sizes = (
+        plan_of(run).before.size_bytes if trained is None else run.folder.dense.stat().st_size,
+        run.folder.model.stat().st_size,
+    )
     dense_side, pruned_side = (
-        _describe(run, model, accuracy, file.stat().st_size, latency[name])
-        for name, model, accuracy, file in zip(("dense", "pruned"), (dense, small), accuracies, files, strict=True)
+        _describe(run, model, accuracy, size, latency[name])
+        for name, model, accuracy, size in zip(("dense", "pruned"), (dense, small), accuracies, sizes, strict=True)
     )
     epochs = Counter(str(row["stage"]) for row in run.folder.read_metrics())
     atomic_write_json(
@@ -71,7 +80,7 @@ def write_summary(run: Run, dense: nn.Module, small: nn.Module) -> None:
             "dense": dense_side,
             "pruned": pruned_side,
             "latency": {name: dataclasses.asdict(value) for name, value in latency.items()},
-            "files": {"dense": run.folder.dense.name, "model": run.folder.model.name, "plan": run.folder.plan.name},
+            "files": {what: file.name for what, file in files.items() if file.exists()},
             "widths": _widths(dense, small),
         },
     )
@@ -103,7 +112,7 @@ def _test_accuracy(run: Run, model: nn.Module) -> float:
     return result["accuracy"]
 
 
-def _describe(run: Run, model: nn.Module, accuracy: float, size_bytes: int, latency: Latency) -> dict[str, Any]:
+def _describe(run: Run, model: nn.Module, accuracy: float | None, size_bytes: int, latency: Latency) -> dict[str, Any]:
     cost = count_cost(model, run.proof_inputs()[:1])
     return {
         "test_accuracy": accuracy,

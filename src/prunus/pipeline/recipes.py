@@ -26,9 +26,10 @@ def search(run: Run) -> Recipe:
     Weights are not averaged: an average would mix those of channels that were masked with those of the same channels
     when they were not.
     """
+    config = run.config
     return finetune_recipe(
-        run.config.search_epochs,
-        learning_rate=run.config.finetune_learning_rate,
+        config.search_epochs,
+        learning_rate=config.learning_rate if config.from_scratch else config.finetune_learning_rate,
         schedule="constant",
         **_shared(run),
     )

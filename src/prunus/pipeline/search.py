@@ -16,7 +16,7 @@ from prunus.deploy import header_bytes, load, save
 from prunus.files import atomic_write_json
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
-from prunus.methods import Choice, DynamicSearch, Recover, Removal, carry_out, iterative, one_shot
+from prunus.methods import Choice, DynamicSearch, Recover, Removal, iterative, one_shot
 from prunus.pipeline import recipes
 from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
@@ -94,6 +94,7 @@ def choice(run: Run, reserve: int, options: Mapping[str, Any] | None = None) -> 
     return Choice(
         criterion=config.criterion_name,
         options=options,
+        normalize=config.normalize,
         scope=config.scope,
         min_channels=config.min_channels,
         round_to=config.round_to,
@@ -138,16 +139,19 @@ def _search(run: Run, dense: nn.Module, graph: ChannelGraph, recover: Recover) -
 
 def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice, recover: Recover) -> Removal:
     epochs = run.config.search_epochs
+    inputs = run.proof_inputs()
     hook = DynamicSearch(
         graph,
         predict_cost(graph, graph.keep_all(), header_bytes=settings.header_bytes),
         budget(run),
         settings,
         ramp_epochs=max(1, round(_RAMP_SHARE * epochs)),
+        remove_after=run.config.remove_after or None,
+        inputs=inputs,
     )
     run.say(f"search     {run.config.criterion_name}, dynamic, for {epochs} epochs at most")
     run.train(dense, recipes.search(run), "search", hook)
-    return carry_out(dense, graph, hook.final_plan(dense), run.proof_inputs(), recover)
+    return hook.finish(inputs, recover)
 
 
 def _describe(verifications: tuple[Verification, ...]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def compare(summary: Summary) -> list[Compared]:
             "test accuracy",
             numbers.percent(dense.test_accuracy),
             numbers.percent(pruned.test_accuracy),
-            f"{numbers.points(pruned.test_accuracy - dense.test_accuracy)} points",
+            "from scratch" if summary.gained is None else f"{numbers.points(summary.gained)} points",
             None,
         ),
         _cost("bytes on disk", dense.size_bytes, pruned.size_bytes, numbers.size, "smaller"),

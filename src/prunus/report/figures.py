@@ -51,31 +51,46 @@ def widths_chart(widths: Sequence[Width]) -> dict[str, Any]:
 
 
 def search_chart(run: RunFolder) -> dict[str, Any] | None:
-    """Draw what the dynamic search kept, epoch by epoch, in % of the dense network; None where there was no search."""
+    """Draw what became of the channels, epoch by epoch, and of the MACs; None where there was no search.
+
+    Bars: channels kept (those that came back apart), masked and removed. Lines: the MACs of the channels that are kept,
+    and of the network that is trained. All in % of the dense network.
+    """
     rows = [row for row in run.metrics if row.get("kept_channels") is not None and row.get("channels")]
     if not rows:
         return None
     epochs = [row["epoch"] for row in rows]
-    channels = [float(row["channels"]) for row in rows]
-    lines = {
-        "channels kept": ([row["kept_channels"] for row in rows], channels, "--pruned", "solid"),
-        "MACs left": ([row.get("macs") for row in rows], [float(run.summary.dense.macs)] * len(rows), "--ink", "dash"),
-        "channels that came back": ([row.get("returned_channels") for row in rows], channels, "--dense", "dot"),
-    }
-    traces = [
+    bars = [_fates(row) for row in rows]
+    colours = {"kept": "--pruned", "came back": "--good", "masked": "--dense", "removed": "--dense-soft"}
+    traces: list[dict[str, Any]] = [
         {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": name,
+            "type": "bar",
+            "name": f"channels {fate}" if fate != "came back" else "channels that came back",
             "x": epochs,
-            "y": [None if part is None else 100 * part / whole for part, whole in zip(parts, wholes, strict=True)],
-            "line": {"color": colour, "width": 2, "dash": dash},
-            "marker": {"size": 4, "color": colour},
-            "hovertemplate": f"%{{y:.1f}} %<extra>{name}</extra>",
+            "y": [100 * fates[fate] / row["channels"] for fates, row in zip(bars, rows, strict=True)],
+            "customdata": [fates[fate] for fates in bars],
+            "marker": {"color": colour},
+            "hovertemplate": f"%{{customdata}} (%{{y:.1f}} %)<extra>{fate}</extra>",
         }
-        for name, (parts, wholes, colour, dash) in lines.items()
+        for fate, colour in colours.items()
     ]
+    for key, name, dash in (("macs", "MACs kept", "solid"), ("trained_macs", "MACs trained", "dot")):
+        shares = [100 * row[key] / run.summary.dense.macs if row.get(key) else None for row in rows]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": name,
+                "x": epochs,
+                "y": shares,
+                "line": {"color": "--ink", "width": 2, "dash": dash},
+                "marker": {"size": 4, "color": "--ink"},
+                "hovertemplate": f"%{{y:.1f}} %<extra>{name}</extra>",
+            }
+        )
     layout = {
+        "barmode": "stack",
+        "bargap": 0.2,
         "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative"},
         "yaxis": {"title": {"text": "% of the dense network"}, "rangemode": "tozero"},
         "hovermode": "x unified",
@@ -121,6 +136,17 @@ def sparsity_chart(run: RunFolder) -> dict[str, Any] | None:
             "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
         },
         "min_width": 0,
+    }
+
+
+def _fates(row: dict[str, Any]) -> dict[str, int]:
+    """Share the channels of one epoch out: they add up to all."""
+    kept, back, gone = (int(row.get(f"{what}_channels") or 0) for what in ("kept", "returned", "removed"))
+    return {
+        "kept": kept - back,
+        "came back": back,
+        "masked": int(row["channels"]) - kept - gone,
+        "removed": gone,
     }
 
 

@@ -14,11 +14,14 @@ from prunus.files import read_bytes, read_json
 
 
 class Figures(BaseModel):
-    """What a network achieves and costs: accuracy in [0, 1], counts for one image, bytes of the file, median ms."""
+    """What a network achieves and costs: accuracy in [0, 1], counts for one image, bytes of the file, median ms.
+
+    A dense network that was never trained, since the search began from scratch, has no accuracy.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    test_accuracy: float = Field(ge=0, le=1)
+    test_accuracy: float | None = Field(ge=0, le=1)
     params: int = Field(ge=1)
     macs: int = Field(ge=1)
     size_bytes: int = Field(ge=1)
@@ -66,6 +69,12 @@ class Summary(BaseModel):
     files: dict[str, Any] = {}
     widths: tuple[Width, ...] = ()
     options: dict[str, Any] = {}
+
+    @property
+    def gained(self) -> float | None:
+        """The pruned network's accuracy less the dense one's; None where no dense network was trained."""
+        before, after = self.dense.test_accuracy, self.pruned.test_accuracy
+        return None if before is None or after is None else after - before
 
     @property
     def budget_text(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 MINUS = "−"
 
 
-def percent(fraction: float) -> str:
-    """Write a fraction as a percentage: 0.8612 → "86.12 %"."""
-    return f"{100 * fraction:.2f} %"
+def percent(fraction: float | None) -> str:
+    """Write a fraction as a percentage: 0.8612 → "86.12 %"; a dash where it was not measured."""
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def points(difference: float) -> str:

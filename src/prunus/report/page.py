@@ -48,6 +48,7 @@ def render(run: RunFolder) -> str:
         stages=_stages(run),
         removals=_removals(run),
         charts=_charts(run),
+        searched=_searched(run),
         notes=[str(note) for note in run.plan.get("notes") or ()],
         passed=run.verification.get("passed") is True,
         verification=_proof(run.verification),
@@ -71,6 +72,18 @@ def _charts(run: RunFolder) -> dict[str, dict[str, Any]]:
     if run.summary.widths:
         charts |= {"widths": widths_chart(run.summary.widths)}
     return charts
+
+
+def _searched(run: RunFolder) -> str:
+    """Say in words how many channels came back in the search."""
+    rows = [row for row in run.metrics if row.get("kept_once_masked") is not None]
+    if not rows:
+        return ""
+    last = rows[-1]
+    return (
+        f"Of {last['channels']} channels {last['returned_channels_ever']} came back at some time; the last epoch kept "
+        f"{last['kept_channels']}, {last['kept_once_masked']} of which had been masked before"
+    )
 
 
 def _stages(run: RunFolder) -> list[dict[str, str]]:

@@ -110,6 +110,16 @@ def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
     save_tensors(store.path, tensors, {_KEY: json.dumps(header.model_dump(), allow_nan=False)})
 
 
+def read_checkpoint(store: CheckpointStore) -> Checkpoint | None:
+    """Read what a checkpoint holds beside tensors, and put nothing back; None where there is no checkpoint.
+
+    Raises:
+        FileFormatError: as `load_checkpoint`.
+    """
+    found = _read(store)
+    return None if found is None else _plain(found[1])
+
+
 def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
     """Put network, average, optimiser and random generators back as the checkpoint has them; None where there is none.
 
@@ -117,6 +127,35 @@ def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
         FileFormatError: the file is damaged, is no checkpoint, or belongs to another training; the network and the
             optimiser are as they were then.
     """
+    found = _read(store)
+    if found is None:
+        return None
+    source, header, tensors = found
+    try:
+        weights, buffers, states = (_under(prefix, tensors) for prefix in ("model/", "momentum/", "random/"))
+        _check_fit(source, weights, store.model.state_dict(), complete=True)
+        averages = _under("average/", tensors)
+        if store.average is not None:
+            _check_fit(source, averages, store.average.state_dict(), complete=True)
+        _check_fit(source, buffers, dict(store.model.named_parameters()), complete=False)
+        restore_random_states(states, header.random, store.device)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; {_way_out(source, store.path)}") from error
+    store.model.load_state_dict(weights)
+    if store.average is not None:
+        store.average.load_state_dict(averages)
+    for name, parameter in store.model.named_parameters():
+        if name in buffers:
+            store.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
+    return _plain(header)
+
+
+def _plain(header: _Header) -> Checkpoint:
+    return Checkpoint(history=header.history, finished=header.finished, hook_state=header.hook_state)
+
+
+def _read(store: CheckpointStore) -> tuple[Path, _Header, dict[str, Tensor]] | None:
+    """Read the newest checkpoint: its file, what it says, and its tensors; an error says what to delete."""
     path = store.path
     if path is None:
         return None
@@ -128,30 +167,17 @@ def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
         header = _read_header(source, metadata)
         if header.run != dict(store.run):
             raise FileFormatError(f"the {_WHAT} {source} is of another training: {_differences(header.run, store.run)}")
-        weights, buffers, states = (_under(prefix, tensors) for prefix in ("model/", "momentum/", "random/"))
-        _check_fit(source, weights, store.model.state_dict(), complete=True)
-        averages = _under("average/", tensors)
-        if store.average is not None:
-            _check_fit(source, averages, store.average.state_dict(), complete=True)
-        _check_fit(source, buffers, dict(store.model.named_parameters()), complete=False)
-        restore_random_states(states, header.random, store.device)
     except FileFormatError as error:
         raise FileFormatError(f"{error}; {_way_out(source, path)}") from error
-    store.model.load_state_dict(weights)
-    if store.average is not None:
-        store.average.load_state_dict(averages)
-    for name, parameter in store.model.named_parameters():
-        if name in buffers:
-            store.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
-    return Checkpoint(history=header.history, finished=header.finished, hook_state=header.hook_state)
+    return source, header, tensors
 
 
 def _previous(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".safetensors") + ".prev.safetensors")
 
 
-def _way_out(source: Path, path: Path) -> str:
-    if source == path and _previous(path).exists():
+def _way_out(source: Path, path: Path | None) -> str:
+    if path is not None and source == path and _previous(path).exists():
         before = _previous(path).name
         return f"delete it to go on from the epoch before, in {before}, or delete both to start this training again"
     return "delete it to start this training again"

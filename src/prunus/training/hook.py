@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from torch.optim import Optimizer
 
 
 class Hook(Protocol):
@@ -33,3 +34,14 @@ class StepHook(Hook, Protocol):
 
     def step_end(self, model: nn.Module, learning_rate: float) -> None:
         """Look at the step that was made with this rate; the model's weights may be changed in place."""
+
+
+@runtime_checkable
+class Reshaper(Hook, Protocol):
+    """A hook that may train on with another network, of other shapes, from an epoch on; it holds what was trained."""
+
+    def replace(self, model: nn.Module, optimiser: Optimizer) -> tuple[nn.Module, Optimizer] | None:
+        """Return the network and the optimiser for the epoch that `epoch_start` has prepared; None to go on as is."""
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        """Return, after `load_state`, a network of the shapes that the checkpoint has; `model` is the first one."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from prunus.errors import TrainingError
+from prunus.errors import ConfigError, TrainingError
 from prunus.training.averaging import average_of
 from prunus.training.checkpoint import (
     Checkpoint,
@@ -21,12 +21,13 @@ from prunus.training.checkpoint import (
     checkpoint_path,
     describe_run,
     load_checkpoint,
+    read_checkpoint,
     save_checkpoint,
 )
 from prunus.training.distillation import Loss, make_loss
 from prunus.training.evaluate import evaluate
 from prunus.training.hardware import Compute, choose_compute, lay_out_model
-from prunus.training.hook import Hook, StepHook
+from prunus.training.hook import Hook, Reshaper, StepHook
 from prunus.training.optimiser import build_optimiser, learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import epoch_generator, seed_everything
@@ -94,7 +95,8 @@ def fit(
         device: where to train.
         hook: called around every epoch; may change weights before an epoch and end the training after one. It is shown
             the network that trains, also where the recipe averages its weights. A StepHook is called after every step
-            of the optimiser as well.
+            of the optimiser as well. A Reshaper may also put another network in the place of `model`, which then stays
+            as it was and is not trained on.
         teacher: a classifier of the same images and classes, for a recipe with distill above 0; it is left as it is.
         on_epoch: receives the metrics of every epoch in order; those of a checkpoint first, when it goes on from there.
         progress: whether to show progress on stderr.
@@ -104,7 +106,8 @@ def fit(
         (augmented), val_loss, val_accuracy, learning_rate (of the last step), seconds; and what the hook added.
 
     Raises:
-        ConfigError: the recipe distils and there is no teacher, or the other way round.
+        ConfigError: the recipe distils and there is no teacher, or the other way round; or it averages the weights of a
+            network that a Reshaper may change.
         TrainingError: the loss is no longer finite.
         FileFormatError: the checkpoint is damaged or is that of another training.
         RunError: the checkpoint cannot be written.
@@ -115,22 +118,32 @@ def fit(
     sample = normalize(data.val_images[:2])
     loss = make_loss(recipe, teacher, device, sample)
     compute = choose_compute(model.to(device), recipe.precision, device, sample)
-    lay_out_model(model, compute.memory_format)
-    optimiser, average = build_optimiser(model, recipe), average_of(model, recipe.ema)
-    if isinstance(hook, StepHook):
-        _call_after_steps(optimiser, hook, model)
-    delivered: nn.Module = average.module if average else model
-    parts = _Parts(model, optimiser, average, loss, compute)
+    if isinstance(hook, Reshaper) and recipe.ema:
+        raise ConfigError(f"training recipe: ema is {recipe.ema:g}, and the hook may change the network; set ema=0.")
 
     def prepare(images: Tensor) -> Tensor:
         return compute.lay_out(normalize(images))
 
     run = describe_run(recipe, stage, seed, hook, teacher, data.train_labels, data.val_labels)
-    store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device, average)
+
+    def begin(model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[_Parts, CheckpointStore]:
+        """Make what a network is trained with from here on."""
+        lay_out_model(model, compute.memory_format)
+        if isinstance(hook, StepHook):
+            _call_after_steps(optimiser, hook, model)
+        average = average_of(model, recipe.ema)
+        store = CheckpointStore(checkpoint_path(checkpoint_dir, stage), run, model, optimiser, device, average)
+        return _Parts(model, optimiser, average, loss, compute), store
+
+    parts, store = begin(model, build_optimiser(model, recipe))
+    if isinstance(hook, Reshaper) and (found := read_checkpoint(store)):
+        hook.load_state(found.hook_state)
+        model = hook.rebuild(model)
+        parts, store = begin(model, build_optimiser(model, recipe))
     seed_everything(seed, stage)
     checkpoint = load_checkpoint(store) or Checkpoint(history=[], finished=False, hook_state={})
     history, finished = list(checkpoint.history), checkpoint.finished
-    if hook and history:
+    if hook and history and not isinstance(hook, Reshaper):
         hook.load_state(checkpoint.hook_state)
     for metrics in history:
         on_epoch(metrics)
@@ -139,15 +152,20 @@ def fit(
         while not finished:
             epoch, started = len(history) + 1, time.perf_counter()
             if hook:
-                hook.epoch_start(model, epoch)
+                hook.epoch_start(parts.model, epoch)
+            if isinstance(hook, Reshaper) and (replaced := hook.replace(parts.model, parts.optimiser)):
+                parts, store = begin(*replaced)
             generator = epoch_generator(seed, stage, epoch, device)
             trained = _train_epoch(parts, data, recipe, epoch, augment, generator, display)
-            validated = evaluate(delivered, data.val_images, data.val_labels, normalize=prepare, device=device)
+            validated = evaluate(parts.delivered, data.val_images, data.val_labels, normalize=prepare, device=device)
             _stop_unless_finite(validated["loss"], epoch, recipe)
             metrics = {"stage": stage, "epoch": epoch} | trained | {f"val_{k}": v for k, v in validated.items()}
-            metrics |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": time.perf_counter() - started}
+            metrics |= {
+                "learning_rate": parts.optimiser.param_groups[0]["lr"],
+                "seconds": time.perf_counter() - started,
+            }
 
-            stopped = bool(hook and hook.epoch_end(model, epoch, metrics))
+            stopped = bool(hook and hook.epoch_end(parts.model, epoch, metrics))
             finished = stopped or epoch == recipe.epochs
             history.append(metrics)
             hook_state = hook.state() if hook else {}
@@ -155,10 +173,10 @@ def fit(
             on_epoch(metrics)
             display.epoch(metrics)
 
-    if delivered is not model:
-        model.load_state_dict(delivered.state_dict())
-    lay_out_model(model, torch.contiguous_format)
-    model.eval()
+    if parts.average is not None:
+        parts.model.load_state_dict(parts.delivered.state_dict())
+    lay_out_model(parts.model, torch.contiguous_format)
+    parts.model.eval()
     return history
 
 
@@ -183,6 +201,12 @@ class _Parts:
     average: AveragedModel | None
     loss: Loss
     compute: Compute
+
+    @property
+    def delivered(self) -> nn.Module:
+        """The network that is evaluated, and handed out at the end."""
+        delivered: nn.Module = self.model if self.average is None else self.average.module
+        return delivered
 
 
 def _train_epoch(
