@@ -32,6 +32,7 @@ EXPECTED = {
     "remove_op_rule",
     "save",
     "score",
+    "search_widths",
     "trace",
     "verify",
 }
