@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 import prunus
@@ -30,6 +30,7 @@ from prunus.deploy import read_header
 from prunus.errors import PrunusError
 from prunus.files import atomic_write_json, file_sha256, read_json
 from prunus.training import evaluate
+from prunus.width_search import best_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CRITERIA = ("l1_norm", "fused_conv_bn", "channel_sparsity", "delivered_energy")
@@ -37,6 +38,7 @@ LOCAL = "local"  # in the place of a normalisation: scores rank within the group
 WAYS = (*get_args(Normalize), LOCAL)
 
 Row = dict[str, Any]
+Point = tuple[str, str, float]
 Figures = dict[str, float]
 
 
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--macs", nargs="+", type=float, default=(0.5, 0.35), help="fractions of the MACs to keep")
     parser.add_argument("--calibration", type=int, default=512, help="training images that recovery may look at")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that is held out")
+    parser.add_argument("--evaluations", type=int, default=40, help="networks that a search of widths measures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "benchmarks" / "allocation.json")
@@ -84,6 +87,35 @@ def measure(arguments: argparse.Namespace) -> None:
                 shown = ", ".join(f"{step} {100 * row[step]['accuracy']:.2f}" for step in STEPS)
                 progress.console.print(f"{' '.join(map(str, point))}: {shown}")
             progress.advance(task)
+        for point in most_promising(results["rows"]):
+            if point not in [(row["criterion"], row["normalize"], row["macs"]) for row in results["searches"]]:
+                task = progress.add_task(f"widths for {' '.join(map(str, point))}", total=1.0)
+                row = bench.searched(*point, arguments.evaluations, Told(progress, task))
+                results["searches"].append(row)
+                atomic_write_json(arguments.out, results)
+
+
+def most_promising(rows: Sequence[Row]) -> list[Point]:
+    """Return the best normalisation of each budget's two best criteria, by the accuracy after reconstruction."""
+    chosen: list[Point] = []
+    for macs in sorted({row["macs"] for row in rows}, reverse=True):
+        ranking = sorted((row for row in rows if row["macs"] == macs), key=lambda r: -r["reconstructed"]["accuracy"])
+        best = {row["criterion"]: row for row in reversed(ranking)}
+        first = sorted(best.values(), key=lambda r: -r["reconstructed"]["accuracy"])[:2]
+        chosen += [(row["criterion"], row["normalize"], macs) for row in first]
+    return chosen
+
+
+@dataclass(frozen=True)
+class Told:
+    """Tells a progress bar how far a search is."""
+
+    progress: Progress
+    task: TaskID
+
+    def __call__(self, done: float, best: prunus.WidthTrial) -> None:
+        """Show the part that is done."""
+        self.progress.update(self.task, completed=done)
 
 
 def earlier(path: Path, about: Row) -> Row:
@@ -100,6 +132,7 @@ def earlier(path: Path, about: Row) -> Row:
     return results
 
 
+SEARCH_IMAGES = 1000  # of the guiding half, for every network of a search
 STEPS = ("removed", "recalibrated", "reconstructed")
 
 
@@ -142,18 +175,52 @@ class Bench:
         """The network's channel graph."""
         return prunus.trace(self.model, self.calibration[:2])
 
+    def scores(self, criterion: str, way: str) -> dict[str, Tensor]:
+        """Score channels by a criterion and a normalisation, for LOCAL the criterion's own."""
+        how: Any = None if way == LOCAL else way
+        return prunus.score(self.model, self.graph, criterion, normalize=how, calibration=self.calibration)
+
     def plan(self, criterion: str, way: str, macs: float) -> prunus.PruningPlan:
-        """Choose channels by a criterion and a normalisation, or for LOCAL its own, within the groups."""
-        normalization: Any = None if way == LOCAL else way
-        scores = prunus.score(self.model, self.graph, criterion, normalize=normalization, calibration=self.calibration)
-        return prunus.allocate(
-            self.graph, scores, prunus.Budget(macs=macs), scope=LOCAL if way == LOCAL else "global", criterion=criterion
-        )
+        """Choose channels by a criterion and a normalisation, or for LOCAL within the groups."""
+        scores, scope = self.scores(criterion, way), LOCAL if way == LOCAL else "global"
+        return prunus.allocate(self.graph, scores, prunus.Budget(macs=macs), scope=scope, criterion=criterion)
 
     def row(self, criterion: str, way: str, macs: float) -> Row:
         """Prune once, and measure after every step."""
         plan = self.plan(criterion, way, macs)
         return {"criterion": criterion, "normalize": way, "macs": macs, **self.followed(plan)}
+
+    def searched(self, criterion: str, way: str, macs: float, evaluations: int, told: Told) -> Row:
+        """Search for widths from those of every way, and measure the best after every step."""
+        images, labels = (part[:SEARCH_IMAGES] for part in self.guide)
+        found = prunus.search_widths(
+            self.model,
+            self.graph,
+            self.scores(criterion, way),
+            prunus.Budget(macs=macs),
+            self.calibration,
+            images,
+            labels,
+            starts=[self.plan(criterion, other, macs) for other in WAYS],
+            evaluations=evaluations,
+            criterion=criterion,
+            seed=self.about["seed"],
+            progress=told,
+        )
+        starts = [trial for trial in found.trials if trial.parent is None]
+        return {
+            "criterion": criterion,
+            "normalize": way,
+            "macs": macs,
+            "images": len(labels),
+            "networks": len(found.trials),
+            "starts": len(starts),
+            "ranking": {"loss": round(starts[0].loss, 6), "accuracy": starts[0].accuracy},
+            "best_start": {"loss": round(best_of(starts).loss, 6), "accuracy": best_of(starts).accuracy},
+            "best": {"loss": round(found.best.loss, 6), "accuracy": found.best.accuracy},
+            "search_seconds": round(found.seconds, 1),
+            **self.followed(found.plan),
+        }
 
     def followed(self, plan: prunus.PruningPlan) -> Row:
         """Measure what a plan leaves, and what recalibration and reconstruction make of it."""

@@ -114,12 +114,16 @@ class RunConfig(BaseModel):
         "iterative",
     )
     rounds: Whole = flag(3, "Pruning", "N", "Rounds of the iterative schedule.", "3", ge=1, le=100)
-    scope: Literal["global", "local"] = flag(
+    allocation: Literal["global", "local", "search"] = flag(
         "global",
         "Pruning",
-        "SCOPE",
-        "Compare channels across layers (global), or prune every layer alike (local).",
-        "local",
+        "HOW",
+        "Compare channels across layers (global), prune every layer alike (local), or search for the widths that keep "
+        "most accuracy on held-out images (search).",
+        "search",
+    )
+    search_minutes: Real = flag(
+        5.0, "Pruning", "MINUTES", "Time for the search of widths (allocation search).", "10", gt=0, le=100_000
     )
     min_channels: Whole | None = flag(
         None, "Pruning", "N", "Channels that stay in every layer at least. [default: a tenth of them]", "8", ge=1
@@ -238,6 +242,7 @@ _ONLY_FOR: dict[str, tuple[str, str]] = {
     "search_epochs": ("method", "layer-fusion"),
     "schedule": ("method", "channel-sparsity"),
     "rounds": ("schedule", "iterative"),
+    "search_minutes": ("allocation", "search"),
     "degree": ("criterion_name", "channel_sparsity"),
     "threshold": ("criterion_name", "channel_sparsity"),
     "lam": ("criterion_name", "channel_sparsity"),
@@ -262,4 +267,9 @@ def _idle_options(config: RunConfig) -> list[str]:
                 f"{flag_name(key)} {value} does nothing here: "
                 f"it is for {owner_words} {wanted}, and this is {owner_words} {actual}"
             )
+    if config.allocation == "search" and (config.method, config.schedule) != ("channel-sparsity", "one-shot"):
+        idle.append(
+            "--allocation search does nothing here: it is for method channel-sparsity and schedule one-shot; "
+            "the method layer-fusion finds widths while it trains"
+        )
     return idle

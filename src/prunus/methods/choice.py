@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.allocation import Budget, Scope, allocate
 from prunus.criteria import Calibration, Criterion, score
@@ -33,13 +33,9 @@ class Choice:
     seed: int = 0
     calibration: Calibration | None = None
 
-    def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> PruningPlan:
-        """Choose which channels of `model` stay, by its weights and statistics as they are now.
-
-        Raises:
-            BudgetError: the budget cannot be reached.
-        """
-        scores = score(
+    def scores(self, model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
+        """Score the channels of `model`, by its weights and statistics as they are now."""
+        return score(
             model,
             graph,
             self.criterion,
@@ -48,9 +44,16 @@ class Choice:
             seed=self.seed,
             **self.options,
         )
+
+    def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> PruningPlan:
+        """Choose which channels of `model` stay, by its weights and statistics as they are now.
+
+        Raises:
+            BudgetError: the budget cannot be reached.
+        """
         return allocate(
             graph,
-            scores,
+            self.scores(model, graph),
             budget,
             scope=self.scope,
             min_channels=self.min_channels,

@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def width_search(self) -> Path:
+        """Every network that a search of widths measured; it goes on from here."""
+        return self.path / "width_search.json"
+
+    @property
     def verification(self) -> Path:
         """What the comparison with the silenced original found."""
         return self.path / "verification.json"
@@ -87,6 +92,7 @@ class RunFolder:
             self.metrics,
             self.dense,
             self.plan,
+            self.width_search,
             self.verification,
             self.model,
             self.summary,

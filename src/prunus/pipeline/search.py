@@ -18,6 +18,7 @@ from prunus.graph.trace import trace
 from prunus.methods import Choice, DynamicSearch, Removal, carry_out, iterative, one_shot
 from prunus.pipeline import recipes
 from prunus.pipeline.run import Run
+from prunus.pipeline.widths import searched_plan
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
 
@@ -80,7 +81,7 @@ def choice(run: Run, reserve: int) -> Choice:
     return Choice(
         criterion=config.criterion_name,
         options=config.criterion_options,
-        scope=config.scope,
+        scope="global" if config.allocation == "search" else config.allocation,
         min_channels=config.min_channels,
         round_to=config.round_to,
         header_bytes=reserve,
@@ -103,6 +104,8 @@ def _search(run: Run, dense: nn.Module, graph: ChannelGraph) -> Removal:
     inputs = run.proof_inputs()
     if run.config.method == "layer-fusion":
         return _search_dynamically(run, dense, graph, settings)
+    if run.config.allocation == "search":
+        return carry_out(dense, graph, searched_plan(run, dense, graph, settings, budget(run)), inputs)
     if run.config.schedule == "one-shot":
         run.say(f"search     {run.config.criterion_name}, one shot")
         return one_shot(dense, graph, budget(run), settings, inputs)
