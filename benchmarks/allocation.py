@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 results["rows"].append(row)
                 atomic_write_json(arguments.out, results)
                 shown = ", ".join(f"{step} {100 * row[step]['accuracy']:.2f}" for step in STEPS)
-                progress.console.print(f"{' '.join(map(str, point))}: {shown}")
+                progress.console.print(f"{' '.join(map(str, point))}: {shown}", soft_wrap=True)
             progress.advance(task)
         for point in most_promising(results["rows"]):
             if point not in [(row["criterion"], row["normalize"], row["macs"]) for row in results["searches"]]:

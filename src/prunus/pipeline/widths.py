@@ -18,7 +18,7 @@ from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
 from prunus.width_search import WidthTrial, search_widths
 
-_GUIDES = 2000  # held-out images at most that a trial is measured on
+_GUIDES = 1000  # held-out images at most that a trial is measured on
 
 
 def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choice, budget: Budget) -> PruningPlan:
@@ -69,7 +69,6 @@ class _Display:
         self._task = self._bar.add_task("widths", total=1.0)
         self._lines = None if console.is_terminal else console
         self._best: WidthTrial | None = None
-        self._count = 0
 
     def __enter__(self) -> _Display:
         self._bar.start()
@@ -80,8 +79,7 @@ class _Display:
 
     def __call__(self, done: float, best: WidthTrial) -> None:
         """Show how far the search is, and the best network."""
-        self._count += 1
-        said = f"widths: {self._count} networks, loss {best.loss:.3f}, accuracy {best.accuracy:.2%}"
+        said = f"widths: loss {best.loss:.3f}, accuracy {best.accuracy:.2%}"
         self._bar.update(self._task, completed=done, description=said)
         if self._lines is not None and best != self._best:
             self._lines.print(said, highlight=False, soft_wrap=True)
