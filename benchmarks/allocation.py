@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
@@ -96,14 +97,14 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def most_promising(rows: Sequence[Row]) -> list[Point]:
-    """Return the best normalisation of each budget's two best criteria, by the accuracy after reconstruction."""
-    chosen: list[Point] = []
+    """Return the best criterion of each budget, then the second best, by the accuracy after reconstruction."""
+    chosen: list[list[Point]] = []
     for macs in sorted({row["macs"] for row in rows}, reverse=True):
         ranking = sorted((row for row in rows if row["macs"] == macs), key=lambda r: -r["reconstructed"]["accuracy"])
-        best = {row["criterion"]: row for row in reversed(ranking)}
-        first = sorted(best.values(), key=lambda r: -r["reconstructed"]["accuracy"])[:2]
-        chosen += [(row["criterion"], row["normalize"], macs) for row in first]
-    return chosen
+        best = {row["criterion"]: row["normalize"] for row in reversed(ranking)}  # its first in the ranking stays
+        names = list(dict.fromkeys(row["criterion"] for row in ranking))[:2]
+        chosen.append([(name, best[name], macs) for name in names])
+    return [point for place in zip_longest(*chosen) for point in place if point is not None]
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,10 @@ class Bench:
 
     def searched(self, criterion: str, way: str, macs: float, evaluations: int, told: Told) -> Row:
         """Search for widths from those of every way, and measure the best after every step."""
-        images, labels = (part[:SEARCH_IMAGES] for part in self.guide)
+        spread = torch.linspace(
+            0, len(self.guide[1]) - 1, min(SEARCH_IMAGES, len(self.guide[1]))
+        ).long()  # they lie class by class
+        images, labels = (part[spread] for part in self.guide)
         found = prunus.search_widths(
             self.model,
             self.graph,

@@ -109,7 +109,8 @@ def search_widths(
         scores: one finite number a channel for every group, as `prunus.score` returns.
         budget: what the network may cost.
         calibration: what BatchNorm is recalibrated on, see `prunus.recalibrate`; a few hundred training images.
-        images: images that the network was not trained on, (N, C, H, W) as it takes them. Not those of the test.
+        images: images of every class that the network was not trained on, (N, C, H, W) as it takes them; a thousand or
+            more. Not those of the test.
         labels: their classes, int64 (N,).
         starts: plans whose widths are tried as well, such as those of other normalisations.
         seconds: stop once so much time has been spent, that of earlier calls with this `state_file` included.
