@@ -211,6 +211,71 @@ def test_pieces_keep_their_own_best_channels(case: Case) -> None:
         assert all(not fits(best(group, level)) for level in above)
 
 
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.data())
+def test_widths_in_proportions_are_within_the_budget_and_one_more_would_break_it(
+    case: Case, data: st.DataObject
+) -> None:
+    case = dataclasses.replace(case, scope="global")
+    groups = case.graph.groups
+    widths = {group.name: data.draw(st.floats(0.01, 100)) for group in groups}
+    settings = {"min_channels": case.min_channels, "round_to": case.round_to}
+    try:
+        plan = allocate(case.graph, case.scores, case.budget, widths=widths, **settings)
+    except BudgetError:
+        return
+    counts = [len(group.keep) for group in plan.groups]
+    assert (plan.keep_array(case.graph) == case.keep(counts)).all(), "the best channels of each group stay"
+    assert case.fits(counts)
+    levels = [case.levels(group.size) for group in groups]
+    for index, group in enumerate(groups):
+        for more in [n for n in levels[index] if n > counts[index]]:
+            assert not case.fits([*counts[:index], more, *counts[index + 1 :]]), (group.name, more)
+    for share in {n / widths[g.name] for g, of in zip(groups, levels, strict=True) for n in of}:
+        common = [
+            max([n for n in of if n / widths[group.name] <= share] or of[:1])
+            for group, of in zip(groups, levels, strict=True)
+        ]
+        if case.fits(common):
+            assert all(kept >= n for kept, n in zip(counts, common, strict=True)), "as far as proportions go"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(cases(), cases_in_pieces()))
+def test_the_widths_of_a_plan_give_the_plan_again(case: Case) -> None:
+    case = dataclasses.replace(case, scope="global")
+    try:
+        plan = case.plan()
+    except BudgetError:
+        return
+    widths = {group.name: len(group.keep) for group in plan.groups}
+    settings = {"min_channels": case.min_channels, "round_to": case.round_to}
+    assert allocate(case.graph, case.scores, case.budget, widths=widths, **settings) == plan
+
+
+def test_widths_by_hand() -> None:
+    """Seven of eleven in the proportion 2 to 5: 2 and 5 are all of the second group, and there is no more to fill."""
+    graph, budget = row_graph(), Budget(pruning_ratio=4 / 11)
+    plan = allocate(graph, scores_by_index(graph), budget, widths={"conv1": 2, "conv2": 5})
+    assert [group.keep for group in plan.groups] == [(4, 5), (0, 1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("widths", "scope", "said"),
+    [
+        ({"conv1": 2, "conv2": 5}, "local", "widths and scope='local' are given"),
+        ({"conv1": 2}, "global", "the width of the group 'conv2' is missing; give every group a positive number"),
+        ({"conv1": 2, "conv2": 0}, "global", "the width of the group 'conv2' is 0; give"),
+        ({"conv1": 2, "conv2": float("nan")}, "global", "'conv2' is nan"),
+        ({"conv1": 2, "conv2": 1, "conv3": 1}, "global", "a width for a group 'conv3', which this network lacks; the"),
+    ],
+)
+def test_widths_that_cannot_be_used(widths: dict[str, float], scope: str, said: str) -> None:
+    graph = row_graph()
+    with pytest.raises((ConfigError, PlanError), match=said):
+        allocate(graph, scores_by_index(graph), Budget(macs=0.5), scope=scope, widths=widths)
+
+
 def scores_by_index(graph: ChannelGraph) -> dict[str, torch.Tensor]:
     return {group.name: torch.arange(group.size, dtype=torch.float64) for group in graph.groups}
 

@@ -83,12 +83,13 @@ def test_all_errors_come_at_once_with_what_to_type() -> None:
 
 
 def test_errors_of_a_file_name_the_file_and_its_keys(tmp_path: Path) -> None:
-    path = write(tmp_path, "model: resnet20\ndata: digits\nmacs: 0.5\nepocs: 3\nbatch-size: 64\nscope: globl\n")
+    path = write(tmp_path, "model: resnet20\ndata: digits\nmacs: 0.5\nepocs: 3\nbatch-size: 64\nallocation: globl\n")
     message = problems({}, path)
     assert f"epocs (in {path}) is no option; did you mean epochs?" in message
     assert f"batch-size (in {path}) is no option; did you mean batch_size?" in message
     assert (
-        f"scope (in {path}): 'globl' is none of global, local; did you mean global?; type e.g. scope: local" in message
+        f"allocation (in {path}): 'globl' is none of global, local, search; did you mean global?; type e.g. "
+        "allocation: search" in message
     )
 
 
@@ -147,6 +148,11 @@ def test_an_option_that_would_do_nothing_is_refused() -> None:
     assert "--schedule iterative does nothing here: it is for method channel-sparsity" in message
     assert "--rounds" not in message
     assert "--rounds 5 does nothing here" in problems(GOOD | {"rounds": "5"})
+    assert "--search-minutes 2.0 does nothing here: it is for allocation search, and this is allocation global" in (
+        problems(GOOD | {"search_minutes": "2"})
+    )
+    for other in ({"method": "layer-fusion"}, {"schedule": "iterative"}):
+        assert "--allocation search does nothing here" in problems(GOOD | {"allocation": "search", **other})
     assert "--degree hoyer does nothing here" in problems(GOOD | {"criterion": "l1_norm", "degree": "hoyer"})
 
 
@@ -341,6 +347,7 @@ def test_every_field_says_how_it_is_typed() -> None:
             "rho": sparse,
             "rho_schedule": sparse,
             "rounds": {"schedule": "iterative"},
+            "search_minutes": {"allocation": "search"},
             "variance": {"criterion": "delivered_energy"},
             **dict.fromkeys(("search_epochs", "norm", "constant", "from_scratch", "remove_after"), fusion),
         }

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "verify": PLANNED,
     "migration": PLANNED | {"surgery"},
     "recovery": CUT,  # what is repaired after a removal, before any training
+    "width_search": CUT | {"recovery", "training"},  # looks at what is left of the accuracy
     "api": CUT | {"recovery"},
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
@@ -44,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": BASE,  # reads files only
     "deploy": CUT | {"models"},
     "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
-    "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods"},
+    "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods", "width_search"},
     "cli": BASE | {"config", "pipeline", "report", "checking", "models"},
     "__main__": {"cli"},
 }

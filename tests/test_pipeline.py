@@ -24,6 +24,7 @@ from prunus.files import load_tensors, read_json, save_tensors
 from prunus.graph.trace import trace
 from prunus.methods import calibrated, schedules
 from prunus.models import build_model
+from prunus.pipeline import widths
 from prunus.pipeline.run import prepare
 from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.search import rounds_epochs
@@ -235,7 +236,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     [
         ({"method": "layer-fusion", "macs": 0.5, "search_epochs": 2}, "macs", 0.5),
         ({"schedule": "iterative", "rounds": 2, "params": 0.4, "finetune_epochs": 2}, "params", 0.4),
-        ({"degree": "activation", "scope": "local", "macs": "400k", "params": 0.9}, "macs", 400_000 / 763_520),
+        ({"degree": "activation", "allocation": "local", "macs": "400k", "params": 0.9}, "macs", 400_000 / 763_520),
         ({"pruning_ratio": 0.5, "criterion": "random", "finetune_epochs": 0}, "channels", 0.5),
         ({"pruning_ratio": 0.5, "criterion": "taylor", "finetune_epochs": 0}, "channels", 0.5),
         ({"pruning_ratio": 0.5, "criterion": "delivered_energy", "finetune_epochs": 0}, "channels", 0.5),
@@ -263,6 +264,40 @@ def test_every_method_from_a_checkpoint(
     summary["pruned"]["channels"] = sum(len(group.keep) for group in plan.groups)
     assert 0.9 * share < summary["pruned"][cost] / summary["dense"][cost] <= share
     assert read_json(out / "verification.json")["passed"] is True
+
+
+def test_widths_are_searched_for_and_a_stopped_search_goes_on(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "checkpoint": finished / "dense.safetensors",
+        "allocation": "search",
+        "search_minutes": 1e-6,
+        "finetune_epochs": 0,
+    }
+    shown = []
+
+    def stopped(self: object, done: float, best: object) -> None:
+        shown.append(done)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(widths._Display, "__call__", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compress(tmp_path / "a", **settings)
+    trials = read_json(tmp_path / "a" / "width_search.json")["trials"]
+    assert len(trials) == 3, "all starting points are measured, however short the time"
+    out, said = compress(tmp_path / "a", **settings)
+    found = read_json(out / "width_search.json")["trials"]
+    assert found[:3] == trials and len(found) > 3
+    best = min(found, key=lambda trial: trial["loss"])
+    plan = PruningPlan.from_json(out / "plan.json")
+    assert [len(group.keep) for group in plan.groups] == best["widths"]
+    assert plan.criterion == "channel_sparsity" and plan.after.size_bytes <= LIMIT
+    assert f"search     {len(found)} networks: recalibrated" in said
+    compress(tmp_path / "a", **{**settings, "allocation": "global", "search_minutes": 5.0}, fresh=True)
+    assert not (tmp_path / "a" / "width_search.json").exists()
 
 
 def test_a_plain_state_dict_is_a_checkpoint_too(finished: Path, tmp_path: Path) -> None:

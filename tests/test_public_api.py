@@ -34,6 +34,7 @@ EXPECTED = {
     "remove_op_rule",
     "save",
     "score",
+    "search_widths",
     "trace",
     "verify",
 }

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from prunus.recovery import RecoveredLayer, RecoveryReport, compensate, recalibrate, reconstruct
     from prunus.surgery import remove
     from prunus.verify import Verification, verify
+    from prunus.width_search import WidthSearch, WidthTrial, search_widths
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,8 @@ __all__ = [
     "TriedOptions",
     "Verification",
     "VerificationError",
+    "WidthSearch",
+    "WidthTrial",
     "__version__",
     "allocate",
     "build_model",
@@ -98,6 +101,7 @@ __all__ = [
     "remove_op_rule",
     "save",
     "score",
+    "search_widths",
     "trace",
     "verify",
 ]
@@ -122,6 +126,7 @@ _HOMES = {
     "prunus.recovery": ("RecoveredLayer", "RecoveryReport", "compensate", "recalibrate", "reconstruct"),
     "prunus.surgery": ("remove",),
     "prunus.verify": ("Verification", "verify"),
+    "prunus.width_search": ("WidthSearch", "WidthTrial", "search_widths"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

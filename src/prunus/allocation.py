@@ -28,6 +28,7 @@ def allocate(
     budget: Budget,
     *,
     scope: Scope = "global",
+    widths: Mapping[str, float] | None = None,
     min_channels: int | None = None,
     round_to: int = 1,
     header_bytes: int = 0,
@@ -45,6 +46,10 @@ def allocate(
         scope: ``"global"`` ranks the channels of all groups together; ``"local"`` removes the same fraction of every
             group, the smallest that is enough, and scores rank within the groups. A `pruning_ratio` is of all channels
             in the one and of each group's in the other.
+        widths: one positive number a group: the proportions in which the groups keep channels, as far as floors and
+            rounding let them; scores then rank within the groups alone. The widths of a plan that this function made
+            for the same budget, floors and rounding give the same widths again. Not with ``scope="local"``, which keeps
+            the proportions of the whole network.
         min_channels: how many channels every group keeps at least; a group that has fewer stays whole. By default a
             tenth of each group, rounded up.
         round_to: keep multiples of this many channels. A group whose size is no multiple may also stay whole, one that
@@ -54,11 +59,12 @@ def allocate(
 
     Raises:
         BudgetError: the budget cannot be reached; the message names the smallest cost that can.
-        ConfigError: `scope`, `min_channels` or `round_to` is out of its range.
-        PlanError: the scores do not fit the graph.
+        ConfigError: `scope`, `min_channels` or `round_to` is out of its range, or `widths` has no say in the scope.
+        PlanError: the scores or the widths do not fit the graph.
     """
     _check_settings(scope, min_channels, round_to)
     values = _checked_scores(graph, scores)
+    targets = None if widths is None else _checked_widths(graph, widths, scope)
     search = _Search(graph, budget, header_bytes, _conditions(min_channels, round_to))
     ladders = [ladder_of(group, values[group.name], min_channels, round_to) for group in graph.groups]
     notes = _rounding_note(ladders, round_to)
@@ -66,7 +72,7 @@ def allocate(
         ladders, more = search.capped(ladders, budget.pruning_ratio)
         notes += more
     keep = graph.keep_all()
-    for ladder, count in zip(ladders, search.run(ladders, scope), strict=True):
+    for ladder, count in zip(ladders, search.run(ladders, scope, targets), strict=True):
         keep[ladder.ids[count:]] = False
     if keep.all():
         notes += ["the network is within the budget as it is; nothing is removed"]
@@ -102,7 +108,7 @@ class _Search:
         note = f"floors keep more than pruning_ratio {pruning_ratio:g} asks for in {_listed(above)}"
         return cut, [note] if above else []
 
-    def run(self, ladders: list[Ladder], scope: Scope) -> list[int]:
+    def run(self, ladders: list[Ladder], scope: Scope, targets: Floats | None) -> list[int]:
         """Return how many channels each group keeps."""
         rungs = Rungs(ladders)
         most = total = sum(ladder.group.size for ladder in ladders)
@@ -111,7 +117,7 @@ class _Search:
         if rungs.base_count > most:
             share = int((1 - rungs.base_count / total) * 100) / 100
             self._refuse_ratio(f"at most {share:.2f} of the {total} channels can go")
-        order = rungs.order(scope)
+        order = rungs.order(scope, targets)
         taken = int(np.searchsorted(rungs.base_count + np.cumsum(rungs.sizes[order]), most, side="right"))
         if self.table is None:
             return self._filled_up(rungs, order, taken, most, None)
@@ -196,12 +202,7 @@ def _check_settings(scope: str, min_channels: int | None, round_to: int) -> None
 
 def _checked_scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[str, Floats]:
     """Return the scores as arrays; a PlanError says where they do not fit the graph."""
-    names = {group.name: group for group in graph.groups}
-    for name in scores:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise PlanError(f"there are scores for a group {name!r}, which this network lacks{hint}.")
+    _refuse_strangers(graph, scores, "there are scores")
     checked: dict[str, Floats] = {}
     for group in graph.groups:
         if group.name not in scores:
@@ -215,6 +216,30 @@ def _checked_scores(graph: ChannelGraph, scores: Mapping[str, Tensor]) -> dict[s
             raise PlanError(f"the scores of {group.name!r} are not all finite; score every channel with a number.")
         checked[group.name] = values
     return checked
+
+
+def _checked_widths(graph: ChannelGraph, widths: Mapping[str, float], scope: Scope) -> Floats:
+    """Return the proportions group by group; a PlanError says where they do not fit the graph."""
+    if scope == "local":
+        raise ConfigError("widths and scope='local' are given: both say how much each group keeps; give one.")
+    _refuse_strangers(graph, widths, "there is a width")
+    checked = np.zeros(len(graph.groups))
+    for index, group in enumerate(graph.groups):
+        width = widths.get(group.name)
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
+            said = "is missing" if width is None else f"is {width!r}"
+            raise PlanError(f"the width of the group {group.name!r} {said}; give every group a positive number.")
+        checked[index] = width
+    return checked
+
+
+def _refuse_strangers(graph: ChannelGraph, given: Mapping[str, object], what: str) -> None:
+    names = {group.name for group in graph.groups}
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise PlanError(f"{what} for a group {name!r}, which this network lacks{hint}.")
 
 
 def _conditions(min_channels: int | None, round_to: int) -> str:

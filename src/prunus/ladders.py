@@ -97,10 +97,15 @@ class Rungs:
         """Return the channels that one rung adds."""
         return self.channels[self._starts[rung] : self._starts[rung + 1]]
 
-    def order(self, scope: Scope) -> Ids:
-        """Return the rungs in the order in which they are climbed; those of one ladder stay in theirs."""
-        shares = np.concatenate([np.zeros(0), *(ladder.levels[1:] / ladder.group.size for ladder in self.ladders)])
-        if scope == "local":
+    def order(self, scope: Scope, targets: Floats | None = None) -> Ids:
+        """Return the rungs in the order in which they are climbed; those of one ladder stay in theirs.
+
+        With `targets`, a number a ladder, the widths grow in these proportions, whatever the scope.
+        """
+        sizes = [ladder.group.size for ladder in self.ladders] if targets is None else targets
+        above = (ladder.levels[1:] / size for ladder, size in zip(self.ladders, sizes, strict=True))
+        shares = np.concatenate([np.zeros(0), *above])
+        if scope == "local" or targets is not None:
             return np.lexsort((self.groups, shares))
         scores = np.concatenate([np.zeros(0), *(ladder.rung_scores() for ladder in self.ladders)])
         return np.lexsort((self.groups, shares, -scores))

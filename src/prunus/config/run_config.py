@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, fie
 from pydantic_core import PydanticCustomError
 
 from prunus.config.fields import Fraction, Limit, Real, Steps, Whole, as_number, flag
-from prunus.config.messages import BUDGET_ERROR, flag_name
+from prunus.config.idle import idle_options
+from prunus.config.messages import BUDGET_ERROR
 from prunus.config.plain_yaml import dump_mapping
 from prunus.errors import ConfigError
 
@@ -161,12 +162,16 @@ class RunConfig(BaseModel):
         "iterative",
     )
     rounds: Whole = flag(3, "Pruning", "N", "Rounds of the iterative schedule.", "3", ge=1, le=100)
-    scope: Literal["global", "local"] = flag(
+    allocation: Literal["global", "local", "search"] = flag(
         "global",
         "Pruning",
-        "SCOPE",
-        "Compare channels across layers (global), or prune every layer alike (local).",
-        "local",
+        "HOW",
+        "Compare channels across layers (global), prune every layer alike (local), or search for the widths that keep "
+        "most accuracy on held-out images (search).",
+        "search",
+    )
+    search_minutes: Real = flag(
+        5.0, "Pruning", "MINUTES", "Time for the search of widths (allocation search).", "10", gt=0, le=100_000
     )
     min_channels: Whole | None = flag(
         None, "Pruning", "N", "Channels that stay in every layer at least. [default: a tenth of them]", "8", ge=1
@@ -282,7 +287,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = [*_missing_budget(self), *_idle_options(self), *_idle_recovery(self)]
+        problems = [*_missing_budget(self), *idle_options(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -341,81 +346,8 @@ class RunConfig(BaseModel):
 
 MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir"})  # the same run may go on elsewhere
 
-# Options that say something to one method, schedule or criterion alone; to another they would silently do nothing.
-_ONLY_FOR: dict[str, tuple[str, str]] = {
-    "search_epochs": ("method", "layer-fusion"),
-    "from_scratch": ("method", "layer-fusion"),
-    "remove_after": ("method", "layer-fusion"),
-    "schedule": ("method", "channel-sparsity"),
-    "rounds": ("schedule", "iterative"),
-    "sparse_epochs": ("method", "channel-sparsity"),
-    "calibrate_options": ("criterion_name", "channel_sparsity"),
-    "degree": ("criterion_name", "channel_sparsity"),
-    "threshold": ("criterion_name", "channel_sparsity"),
-    "lam": ("criterion_name", "channel_sparsity"),
-    "norm": ("criterion_name", "fused_conv_bn"),
-    "constant": ("criterion_name", "fused_conv_bn"),
-    "variance": ("criterion_name", "delivered_energy"),
-}
-
-
-_SPARSE = ("penalty", "rho", "rho_schedule")  # for sparse training
-_CALIBRATED = ("degree", "threshold", "lam")  # chosen by --calibrate-options
-
 
 def _missing_budget(config: RunConfig) -> list[str]:
     if config.budgets:
         return []
     return ["no budget is given: add one of --size 0.64MB, --macs 0.5, --params 0.4, --pruning-ratio 0.3"]
-
-
-def _idle_options(config: RunConfig) -> list[str]:
-    idle = []
-    if config.from_scratch and config.epochs != RunConfig.model_fields["epochs"].default:
-        idle.append(
-            f"--epochs {config.epochs} does nothing here: with --from-scratch there is no dense training; "
-            "type --search-epochs and --finetune-epochs"
-        )
-    for key, (owner, wanted) in _ONLY_FOR.items():
-        value, actual = getattr(config, key), getattr(config, owner)
-        if value != RunConfig.model_fields[key].default and actual != wanted:
-            owner_words = owner.removesuffix("_name")
-            idle.append(
-                f"{flag_name(key)} {value} does nothing here: "
-                f"it is for {owner_words} {wanted}, and this is {owner_words} {actual}"
-            )
-    if not config.sparse_epochs:
-        idle += [
-            f"{given} does nothing here: it is for sparse training, and there is none; add --sparse-epochs 10"
-            for given in _given(config, _SPARSE)
-        ]
-    if config.calibrate_options and not config.sparse_epochs:  # whose index and penalty go by them
-        idle += [
-            f"{given} does nothing here: --calibrate-options chooses it; leave one of the two out"
-            for given in _given(config, _CALIBRATED)
-        ]
-    return idle
-
-
-def _idle_recovery(config: RunConfig) -> list[str]:
-    looked_at = config.recover != "none" or config.criterion is not None or config.degree == "activation"
-    trained = config.finetune_epochs > 0
-    needs = {
-        "distill": (trained, "it is for the training after the removal, and --finetune-epochs is 0"),
-        "temperature": (config.distill > 0, "it is for --distill, which is 0"),
-        "ema": (trained or config.checkpoint is None, "there is a --checkpoint, and --finetune-epochs is 0"),
-        "calibration_images": (looked_at, "--recover is none, and the criterion looks at weights alone"),
-    }
-    return [
-        f"{flag_name(key)} {getattr(config, key)} does nothing here: {reason}"
-        for key, (there, reason) in needs.items()
-        if not there and getattr(config, key) != RunConfig.model_fields[key].default
-    ]
-
-
-def _given(config: RunConfig, keys: tuple[str, ...]) -> list[str]:
-    """List the options among `keys` that differ from their defaults, as they are typed."""
-    values = {key: getattr(config, key) for key in keys}
-    return [
-        f"{flag_name(key)} {value}" for key, value in values.items() if value != RunConfig.model_fields[key].default
-    ]

@@ -35,6 +35,18 @@ class Choice:
     seed: int = 0
     calibration: Calibration | None = None
 
+    def scores(self, model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
+        """Score the channels of `model`, by its weights and statistics as they are now."""
+        return score(
+            model,
+            graph,
+            self.criterion,
+            normalize=self.normalize,
+            calibration=self.calibration,
+            seed=self.seed,
+            **self.options,
+        )
+
     def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget, alive: Keep | None = None) -> PruningPlan:
         """Choose which channels of `model` stay, by its weights and statistics as they are now.
 
@@ -47,15 +59,7 @@ class Choice:
         Raises:
             BudgetError: the budget cannot be reached.
         """
-        scores = score(
-            model,
-            graph,
-            self.criterion,
-            normalize=self.normalize,
-            calibration=self.calibration,
-            seed=self.seed,
-            **self.options,
-        )
+        scores = self.scores(model, graph)
         plan = allocate(
             graph,
             scores if alive is None else _with_the_dead_last(scores, graph, alive),

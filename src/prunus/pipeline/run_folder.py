@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def width_search(self) -> Path:
+        """Every network that a search of widths measured; it goes on from here."""
+        return self.path / "width_search.json"
+
+    @property
     def verification(self) -> Path:
         """What the comparison with the silenced original found."""
         return self.path / "verification.json"
@@ -107,6 +112,7 @@ class RunFolder:
             self.dense,
             self.options,
             self.plan,
+            self.width_search,
             self.verification,
             self.recovery,
             self.model,

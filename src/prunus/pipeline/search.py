@@ -16,12 +16,13 @@ from prunus.deploy import header_bytes, load, save
 from prunus.files import atomic_write_json
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
-from prunus.methods import Choice, DynamicSearch, Recover, Removal, iterative, one_shot
+from prunus.methods import Choice, DynamicSearch, Recover, Removal, carry_out, iterative, one_shot
 from prunus.pipeline import recipes
 from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.sparse import sparse_hook
+from prunus.pipeline.widths import searched_plan
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
 
@@ -95,7 +96,7 @@ def choice(run: Run, reserve: int, options: Mapping[str, Any] | None = None) -> 
         criterion=config.criterion_name,
         options=options,
         normalize=config.normalize,
-        scope=config.scope,
+        scope="global" if config.allocation == "search" else config.allocation,
         min_channels=config.min_channels,
         round_to=config.round_to,
         header_bytes=reserve,
@@ -121,6 +122,8 @@ def _search(run: Run, dense: nn.Module, graph: ChannelGraph, recover: Recover) -
     inputs = run.proof_inputs()
     if run.config.method == "layer-fusion":
         return _search_dynamically(run, dense, graph, settings, recover)
+    if run.config.allocation == "search":
+        return carry_out(dense, graph, searched_plan(run, dense, graph, settings, budget(run)), inputs, recover)
     if run.config.schedule == "one-shot":
         run.say(f"search     {run.config.criterion_name}, one shot")
         return one_shot(dense, graph, budget(run), settings, inputs, recover)

@@ -1,0 +1,95 @@
+"""Options that say nothing where they are given: each is refused, with what it is for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunus.config.messages import flag_name
+
+if TYPE_CHECKING:
+    from prunus.config.run_config import RunConfig
+
+# Options that say something to one method, schedule or criterion alone; to another they would silently do nothing.
+_ONLY_FOR: dict[str, tuple[str, str]] = {
+    "search_epochs": ("method", "layer-fusion"),
+    "from_scratch": ("method", "layer-fusion"),
+    "remove_after": ("method", "layer-fusion"),
+    "schedule": ("method", "channel-sparsity"),
+    "rounds": ("schedule", "iterative"),
+    "sparse_epochs": ("method", "channel-sparsity"),
+    "calibrate_options": ("criterion_name", "channel_sparsity"),
+    "search_minutes": ("allocation", "search"),
+    "degree": ("criterion_name", "channel_sparsity"),
+    "threshold": ("criterion_name", "channel_sparsity"),
+    "lam": ("criterion_name", "channel_sparsity"),
+    "norm": ("criterion_name", "fused_conv_bn"),
+    "constant": ("criterion_name", "fused_conv_bn"),
+    "variance": ("criterion_name", "delivered_energy"),
+}
+
+
+_SPARSE = ("penalty", "rho", "rho_schedule")  # for sparse training
+_CALIBRATED = ("degree", "threshold", "lam")  # chosen by --calibrate-options
+
+
+def idle_options(config: RunConfig) -> list[str]:
+    """List the options that would silently do nothing, and why."""
+    idle = []
+    if config.from_scratch and config.epochs != type(config).model_fields["epochs"].default:
+        idle.append(
+            f"--epochs {config.epochs} does nothing here: with --from-scratch there is no dense training; "
+            "type --search-epochs and --finetune-epochs"
+        )
+    for key, (owner, wanted) in _ONLY_FOR.items():
+        value, actual = getattr(config, key), getattr(config, owner)
+        if value != type(config).model_fields[key].default and actual != wanted:
+            owner_words = owner.removesuffix("_name")
+            idle.append(
+                f"{flag_name(key)} {value} does nothing here: "
+                f"it is for {owner_words} {wanted}, and this is {owner_words} {actual}"
+            )
+    if not config.sparse_epochs:
+        idle += [
+            f"{given} does nothing here: it is for sparse training, and there is none; add --sparse-epochs 10"
+            for given in _given(config, _SPARSE)
+        ]
+    if config.calibrate_options and not config.sparse_epochs:  # whose index and penalty go by them
+        idle += [
+            f"{given} does nothing here: --calibrate-options chooses it; leave one of the two out"
+            for given in _given(config, _CALIBRATED)
+        ]
+    if config.allocation == "search" and (config.method, config.schedule) != ("channel-sparsity", "one-shot"):
+        idle.append(
+            "--allocation search does nothing here: it is for method channel-sparsity and schedule one-shot; "
+            "the method layer-fusion finds widths while it trains"
+        )
+    return idle + _idle_recovery(config)
+
+
+def _idle_recovery(config: RunConfig) -> list[str]:
+    looked_at = (
+        (config.recover, config.criterion) != ("none", None)
+        or config.degree == "activation"
+        or config.calibrate_options
+        or config.allocation == "search"
+    )
+    trained = config.finetune_epochs > 0
+    needs = {
+        "distill": (trained, "it is for the training after the removal, and --finetune-epochs is 0"),
+        "temperature": (config.distill > 0, "it is for --distill, which is 0"),
+        "ema": (trained or config.checkpoint is None, "there is a --checkpoint, and --finetune-epochs is 0"),
+        "calibration_images": (looked_at, "--recover is none, and the criterion looks at weights alone"),
+    }
+    return [
+        f"{flag_name(key)} {getattr(config, key)} does nothing here: {reason}"
+        for key, (there, reason) in needs.items()
+        if not there and getattr(config, key) != type(config).model_fields[key].default
+    ]
+
+
+def _given(config: RunConfig, keys: tuple[str, ...]) -> list[str]:
+    """List the options among `keys` that differ from their defaults, as they are typed."""
+    values = {key: getattr(config, key) for key in keys}
+    return [
+        f"{flag_name(key)} {value}" for key, value in values.items() if value != type(config).model_fields[key].default
+    ]
