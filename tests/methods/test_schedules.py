@@ -127,3 +127,14 @@ def test_a_wrong_removal_stops() -> None:
     wrong = dataclasses.replace(removal.verifications[0], passed=False, failure="outputs differ by 1e-3")
     with pytest.raises(VerificationError, match="outputs differ"):
         dataclasses.replace(removal, verifications=(wrong,)).check()
+
+
+def test_rounds_of_a_network_that_shuffles_are_one_plan() -> None:
+    torch.manual_seed(0)
+    model = randomise(build_model("shufflenetv2")).eval()
+    removal = iterative(model, Budget(macs=0.5), CHOICE, INPUTS, rounds=2, between=lambda small, _: small)
+    graph = trace(model, INPUTS)
+    at_once = remove(model, graph, plan_from_keep(graph, removal.plan.keep_array(graph)))
+    assert [v.passed for v in removal.verifications] == [True, True]
+    for name, tensor in at_once.state_dict().items():
+        assert torch.equal(tensor, removal.model.state_dict()[name]), name

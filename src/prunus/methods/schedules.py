@@ -13,6 +13,7 @@ from prunus.errors import VerificationError
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import Inputs, trace
 from prunus.methods.choice import Choice
+from prunus.methods.shrinking import Shrunk
 from prunus.plan import PruningPlan
 from prunus.surgery import remove
 from prunus.verify import Verification, verify
@@ -86,6 +87,9 @@ def iterative(
 ) -> Removal:
     """Remove in rounds; each takes an equal step of the cost, and all but the last are trained before the next.
 
+    Every round chooses in a network of the first one's shapes, where what has gone is zero: layers compare as they do
+    in one shot, and all rounds together are one plan of `model`.
+
     Args:
         model: a trained network, left as it is.
         budget: what the smallest network may cost.
@@ -108,22 +112,14 @@ def iterative(
     total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs, recover)
     for number in range(2, rounds + 1):
         total.check()
-        model = between(total.model, number - 1)
-        step = _step_budget(budget, dense, number, rounds)
-        total = _joined(total, one_shot(model, trace(model, inputs), step, choice, inputs, recover))
-    return replace(total, plan=total.plan.model_copy(update={"budget": budget.to_dict()}))
+        alive = total.plan.keep_array(graph)
+        whole = Shrunk.of(model, graph, alive).unfold(between(total.model, number - 1))
+        plan = choice.plan(whole, graph, _step_budget(budget, dense, number, rounds), alive)
+        later = carry_out(whole, graph, plan, inputs, recover)
+        total = replace(later, verifications=(*total.verifications, *later.verifications))
+    return total
 
 
 def _step_budget(budget: Budget, dense: Cost, number: int, rounds: int) -> Budget:
-    """Return the budget of one round, in absolute costs; a ratio is one of the channels that the round before left."""
-    whole = budget.partway(dense, number / rounds)
-    if whole.pruning_ratio is None:
-        return whole
-    before = budget.partway(dense, (number - 1) / rounds).pruning_ratio or 0.0
-    ratio = 1.0 - (1.0 - whole.pruning_ratio) / (1.0 - before)
-    return Budget(pruning_ratio=ratio, params=whole.params, macs=whole.macs, size_bytes=whole.size_bytes)
-
-
-def _joined(earlier: Removal, later: Removal) -> Removal:
-    plan = earlier.plan.compose(later.plan)
-    return Removal(later.model, plan, (*earlier.verifications, *later.verifications))
+    """Return the budget of one round; that of the last is the user's, without a rounding of its own."""
+    return budget if number == rounds else budget.partway(dense, number / rounds)
