@@ -27,8 +27,9 @@ class Method:
     """How one row of the tables comes about.
 
     `criterion` is one of Prunus, and for Torch-Pruning a key of `TORCH_PRUNING`. `recalibrates` and `reconstructs` say
-    which recovery steps the network may take before it is trained. `epochs` tells whether the rest of the training is
-    as long as the fine-tune, as the dense network's training, or nothing.
+    which recovery steps the network may take before it is trained; `trials` are the networks that a search of widths
+    measures on a part of the held-out images, from the global ranking's and the local scope's on. `epochs` tells
+    whether the rest of the training is as long as the fine-tune, as the dense network's training, or nothing.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Method:
     scope: Literal["global", "local"] = "global"
     recalibrates: bool = True
     reconstructs: bool = True
+    trials: int = 0
     epochs: Literal["finetune", "dense", "none"] = "finetune"
 
 
@@ -45,6 +47,9 @@ METHODS: dict[str, Method] = {
     "A": Method("A: channel sparsity", "one-shot", "channel_sparsity"),
     "B": Method("B: layer fusion, dynamic", "dynamic", "fused_conv_bn"),
     "B-energy": Method("B: delivered energy, one-shot", "one-shot", "delivered_energy", {"variance": "calibrated"}),
+    "B-widths": Method(
+        "B: delivered energy, widths searched", "one-shot", "delivered_energy", {"variance": "calibrated"}, trials=40
+    ),
     "l1_norm": Method("l1_norm", "one-shot", "l1_norm"),
     "random": Method("random", "one-shot", "random"),
     "tp_magnitude": Method("Torch-Pruning, magnitude", "torch-pruning", "magnitude", reconstructs=False),
@@ -74,7 +79,7 @@ def find_method(name: str) -> Method:
         )
     changes: dict[str, dict[str, Any]] = {
         "criterion": {"criterion": "random", "options": {}},
-        "allocation": {"scope": "local"},
+        "allocation": {"trials": 0} if method and method.trials else {"scope": "local"},
         "recalibration": {"recalibrates": False},
         "reconstruction": {"reconstructs": False},
     }

@@ -12,7 +12,7 @@ from prunus.report import numbers
 
 BUDGETS = (0.5, 0.35, 0.2)
 ROWS = [name for name, method in METHODS.items() if method.kind != "dense"]
-OURS, THEIRS = ("A", "B", "B-energy"), ("tp_magnitude", "tp_group")
+OURS, THEIRS = ("A", "B", "B-energy", "B-widths"), ("tp_magnitude", "tp_group")
 NOT_RUN = "not run"
 WITHOUT_TRAINING = {0.5: 0.04, 0.35: 0.10}  # points that may be lost, in [0, 1]
 TEST = "Test accuracy in %, read once, at the last epoch; Δ: points to the dense network."

@@ -37,6 +37,7 @@ DENSE_RATES = {"mobilenetv2_half": 0.1}
 """Peak learning rates from scratch where they are not dense_recipe's own: those that the dense network was given."""
 
 _BATCH = 256  # images of a recovery step at once
+_GUIDES = 1000  # held-out images at most that a search of widths measures on
 
 
 class Run:
@@ -149,7 +150,8 @@ class Run:
         graph = prunus.trace(self.dense, self.settings.images[:2])
         budget, choice = prunus.Budget(macs=macs), choice_of(method, self.settings.criterion_images, self.cell.seed)
         with self._timed("removed"):
-            removal = carry_out(self.dense, graph, choice.plan(self.dense, graph, budget), self.settings.images[:8])
+            plan = self._plan(graph, budget, choice)
+            removal = carry_out(self.dense, graph, plan, self.settings.images[:8])
         removal.check()
         error = max(one.max_relative_error for one in removal.verifications)
         if method.kind == "scratch":
@@ -164,6 +166,27 @@ class Run:
         if method.kind == "dynamic":
             small = self._searched(graph, budget, choice)
         return small, {"verified": error}
+
+    def _plan(self, graph: ChannelGraph, budget: prunus.Budget, choice: Choice) -> PruningPlan:
+        if not self.method.trials:
+            return choice.plan(self.dense, graph, budget)
+        held_out, labels = self.settings.split.val_images, self.settings.split.val_labels
+        guides = torch.linspace(0, len(labels) - 1, min(_GUIDES, len(labels))).long()  # they lie class by class
+        found = prunus.search_widths(
+            self.dense,
+            graph,
+            choice.scores(self.dense, graph),
+            budget,
+            self.settings.criterion_images,
+            self.settings.normalize(held_out[guides]),
+            labels[guides],
+            starts=[dataclasses.replace(choice, scope="local").plan(self.dense, graph, budget)],
+            evaluations=self.method.trials,
+            criterion=self.method.criterion,
+            seed=self.cell.seed,
+            state_file=self.folder / "widths.json",
+        )
+        return found.plan
 
     def _searched(self, graph: ChannelGraph, budget: prunus.Budget, choice: Choice) -> nn.Module:
         """Search while training, for half of the fine-tune's epochs, and return the removed and recovered network."""

@@ -104,8 +104,8 @@ class PruningPlan(BaseModel):
     def compose(self, later: PruningPlan) -> PruningPlan:
         """Join two rounds: `later` was made for the network that this plan leaves; the result is for the original.
 
-        The criterion, the notes and the budget (as absolute numbers) are the later round's. Not for a network that moves
-        its channels about, as a shuffle does: the smaller one numbers them in an order of its own.
+        The criterion, the notes and the budget (as absolute numbers) are the later round's. Not for a network that
+        moves its channels about, as a shuffle does: the smaller one numbers them in an order of its own.
 
         Raises:
             PlanError: `later` does not fit the network that this plan leaves.
