@@ -26,7 +26,7 @@ _HALVINGS = 16  # of Torch-Pruning's pruning ratio: finer than one channel of th
 class Method:
     """How one row of the tables comes about.
 
-    `criterion` is one of Prunus, and for Torch-Pruning a key of `TORCH_PRUNING`. `recalibrates` and `reconstructs` say
+    `criterion` is one of Prunus, and for Torch-Pruning "group" or "magnitude". `recalibrates` and `reconstructs` say
     which recovery steps the network may take before it is trained; `trials` are the networks that a search of widths
     measures on a part of the held-out images, from the global ranking's and the local scope's on. `epochs` tells
     whether the rest of the training is as long as the fine-tune, as the dense network's training, or nothing.
