@@ -27,7 +27,7 @@ from prunus.graph.findings import Sited
 from prunus.graph.grouping import groups_of
 from prunus.graph.labels import Fields, Frozen, Owner, varying
 from prunus.graph.layout import bundle_signatures
-from prunus.graph.uses import Traced, Use, runs_of, storage_names
+from prunus.graph.uses import Names, Traced, Use, runs_of
 
 
 class Assembly:
@@ -38,7 +38,7 @@ class Assembly:
         self.levels = dict(levels or {})
         tape, layout = traced.tape, traced.layout
         self.modules = traced.modules
-        self.names = storage_names(traced.state.tensors)
+        self.names = Names(traced.state.tensors)
         self.uses = [Use(tape, found, self.names) for found in traced.evaluated.contractions]
         known = {use.weight for use in self.uses}
         more = [Use(tape, found, self.names) for found in traced.trained.contractions]
@@ -171,7 +171,7 @@ class Assembly:
                         if 1 + int(new.sum()) > len(np.unique(kinds)) or (~new & (np.diff(components) < 0)).any():
                             found.update(dict.fromkeys(components.tolist(), site.op))
         for use in (*self.uses, *self.trained_uses) if self.traced.tape.reorders else ():
-            if use.contracted.weight.untyped_storage()._cdata in self.names:  # not one that is computed
+            if self.names.of(use.contracted.weight) is not None:  # not one that is computed
                 found.update(dict.fromkeys(_mixed_copies(layout.component[use.input_labels]), ""))
         return found
 
@@ -243,7 +243,7 @@ class Assembly:
         )
 
     def _name_of(self, tensor: Tensor | None) -> str | None:
-        return None if tensor is None else self.names.get(tensor.untyped_storage()._cdata)
+        return None if tensor is None else self.names.of(tensor)
 
     def _labelled(self) -> dict[str, LabelledTensor]:
         """Describe every tensor of the network by the ids along its axes."""

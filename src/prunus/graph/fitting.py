@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.graph.channels import Keep, SizeSetting
+from prunus.graph.members import modules_of
 
 CONVOLUTIONS = nn.modules.conv._ConvNd
 BATCH_NORMS = nn.modules.batchnorm._NormBase
@@ -20,7 +21,7 @@ BATCH_NORMS = nn.modules.batchnorm._NormBase
 
 def fit(model: nn.Module) -> None:
     """Set the sizes of every standard module of a network whose tensors were made smaller."""
-    for module in model.modules():
+    for module in modules_of(model):
         _fit(module)
 
 
@@ -91,19 +92,18 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     made = kind.__new__(kind)
     memo[id(module)] = made
     held = vars(made)
+    held.update(vars(module))
     for name, value in vars(module).items():
         form = value.__class__
         if form in _PLAIN:
-            held[name] = value
-        elif name == "_modules":
+            continue
+        if name == "_modules":
             held[name] = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             held[name] = {key: None if t is None else memo.get(id(t), t) for key, t in value.items()}
         elif form in _EMPTY and not value:
             held[name] = form()
-        elif isinstance(value, _SHARED) or (form is tuple and all(isinstance(item, _SHARED) for item in value)):
-            held[name] = value
-        else:
+        elif not (isinstance(value, _SHARED) or (form is tuple and all(isinstance(item, _SHARED) for item in value))):
             held[name] = copy.deepcopy(value, memo)
     return made
 
@@ -120,7 +120,7 @@ def plain_tensors(model: nn.Module) -> dict[int, Any]:
     """
     return {
         id(value): value.detach().clone()
-        for module in model.modules()
+        for module in modules_of(model)
         for value in vars(module).values()
         if value.__class__ not in _PLAIN and value.__class__ not in _EMPTY
         if isinstance(value, Tensor) and not value.is_leaf

@@ -54,6 +54,21 @@ def _saves_itself(module: nn.Module) -> bool:
     return bool(hooks) or any(getattr(type(module), name) is not getattr(nn.Module, name) for name in _STATE)
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return every module of a model once, itself first; as `model.modules()`, in a fraction of the time."""
+    found: dict[int, nn.Module] = {}
+
+    def walk(module: nn.Module) -> None:
+        if id(module) not in found:
+            found[id(module)] = module
+            for child in module._modules.values():
+                if child is not None:
+                    walk(child)
+
+    walk(model)
+    return list(found.values())
+
+
 def meta_copies(members: Members) -> dict[int, Tensor]:
     """Return an empty meta tensor for every parameter and buffer, by its id."""
     # Whether one requires a gradient counts: products with more than two axes are folded by it.

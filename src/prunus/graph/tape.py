@@ -133,7 +133,7 @@ class Tape:
 
     def owned_too(self, tensor: str, labels: Tensor) -> None:
         """Say that a run of labels numbers a vector of the state dict as well."""
-        start = int(labels[(0,) * labels.dim()])
+        start = int(labels.numpy().flat[0])
         self.others.append(Owner(tensor, 0, start, labels.numel()))
 
     def owner(self, label: int) -> Owner:
@@ -167,7 +167,7 @@ class Tape:
         kept = tuple(fields)
         if not is_compact:
             kept = tuple(compact(own) for own in kept)
-            kept = tuple(own for own in kept if own.numel() > 1 and own.numpy().max() >= 0)
+            kept = tuple(own for own in kept if own.numel() > 1 and _has_labels(own))
         for own in kept:
             assert own.dim() == tensor.dim(), "a field has the rank of its tensor"
         self._fields[id(tensor)] = (tensor, kept)
@@ -321,3 +321,8 @@ class Tape:
         """Yield every field of every tensor."""
         for tensor in tensors:
             yield from self.read(tensor)
+
+
+def _has_labels(own: Tensor) -> bool:
+    values = own.numpy()
+    return bool(values.flat[0] >= 0 or values.max() >= 0)

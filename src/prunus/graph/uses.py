@@ -55,17 +55,18 @@ def runs_of(traced: Traced) -> dict[str, tuple[Ids, ...]]:
 class Use:
     """One contraction, its weight found among the state dict's tensors, its labels as index arrays."""
 
-    def __init__(self, tape: Tape, contracted: Contracted, names: Mapping[int, str]) -> None:
+    def __init__(self, tape: Tape, contracted: Contracted, names: Names) -> None:
         weight = contracted.weight
         self.contracted = contracted
         self.outputs = contracted.outgoing.numpy()
         self.output_labels = self.outputs[self.outputs >= 0]
         inputs = contracted.incoming.numpy()
         self.input_labels = inputs[inputs >= 0]
-        self.weight = names.get(weight.untyped_storage()._cdata)
+        self.weight = names.of(weight)
         fields = sorted(tape.read(weight), key=lambda own: -len(varying(own)))  # those along one axis alone count
-        axes = {a: own for own in fields for a in varying(own) if int(own.max()) >= 0}
-        owners = {a: tape.owner(int(own.max())) for a, own in axes.items()}
+        found = [(own, int(own.numpy().max())) for own in fields]
+        axes = {a: label for own, label in found for a in varying(own) if label >= 0}
+        owners = {a: tape.owner(label) for a, label in axes.items()}
         if self.weight is None and contracted.computed:
             self.weight = next(
                 (owners[a].tensor or None for a in (contracted.output_axis, contracted.input_axis) if a in owners), None
@@ -74,9 +75,23 @@ class Use:
         self.output_axis = owners[contracted.output_axis].axis if contracted.output_axis in owners else 0
 
 
-def storage_names(tensors: Mapping[str, Tensor]) -> dict[int, str]:
-    """Map a tensor's storage, which its views share, to its first state-dict name."""
-    names: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        names.setdefault(tensor.untyped_storage()._cdata, name)
-    return names
+class Names:
+    """Finds the state-dict name of a tensor, or of what it is a view of; of several names, the first."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._by_id: dict[int, str] = {}
+        for name, tensor in tensors.items():
+            self._by_id.setdefault(id(tensor), name)
+        self._by_storage: dict[int, str] | None = None
+
+    def of(self, tensor: Tensor) -> str | None:
+        """Return the name; None for a tensor that is computed."""
+        name = self._by_id.get(id(tensor))
+        if name is not None:
+            return name
+        if self._by_storage is None:
+            self._by_storage = {}
+            for key, held in self._tensors.items():
+                self._by_storage.setdefault(held.untyped_storage()._cdata, key)
+        return self._by_storage.get(tensor.untyped_storage()._cdata)

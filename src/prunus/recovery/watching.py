@@ -18,7 +18,7 @@ from prunus.graph.findings import tensors_in
 from prunus.graph.fitting import plain_tensors
 from prunus.graph.members import named_tensors
 from prunus.graph.running import UNSEEN, DispatchMode, decomposed, plainly
-from prunus.graph.uses import storage_names
+from prunus.graph.uses import Names
 
 _aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class LayerWatch(DispatchMode):
     def __init__(self, model: nn.Module, heard: Callable[[LayerCall], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.tensors: Mapping[str, Tensor] = dict(named_tensors(model))
-        self.names = storage_names(self.tensors)
+        self.names = Names(self.tensors)
         self.heard = heard
         self.uses: Counter[str] = Counter()
 
@@ -66,7 +66,7 @@ class LayerWatch(DispatchMode):
         if func in UNSEEN or func.is_view:
             return out
         for tensor in tensors_in((args, tuple((kwargs or {}).values()))):
-            name = self.names.get(tensor.untyped_storage()._cdata)
+            name = self.names.of(tensor)
             if name is not None:
                 self.uses[name] += 1
         call = self._call(func.overloadpacket, args, out)
@@ -96,7 +96,7 @@ class LayerWatch(DispatchMode):
 
     def _name(self, tensor: Tensor | None) -> str | None:
         """Return the name of the network's tensor that this is, as a whole."""
-        name = None if tensor is None else self.names.get(tensor.untyped_storage()._cdata)
+        name = None if tensor is None else self.names.of(tensor)
         if tensor is None or name is None:
             return None
         own = self.tensors[name]

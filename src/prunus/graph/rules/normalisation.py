@@ -21,10 +21,11 @@ def batch_norm(tape: Tape, findings: Findings, call: Call) -> None:
     legit = len(call.args) < 8  # without running statistics
     tensors = (call.args[1], call.args[2], None, None) if legit else tuple(call.args[1:5])
     mixed = [own for own in tape.read(x) if varying(own) - {1}]
-    channels = None
+    channels, field = None, None
     for own in tape.read(x):
         if varying(own) == {1}:
-            channels = own.reshape(-1)
+            channels, field = own.reshape(-1), own
+    before = channels
     same = None
     for tensor in tensors:
         held = tape.read(tensor)
@@ -37,13 +38,16 @@ def batch_norm(tape: Tape, findings: Findings, call: Call) -> None:
                     if channels is None and mixed
                     else tape.unite(_fixed(x.shape[1]) if channels is None else channels, labels, call.name)
                 )
-    shape = [1] * out.dim()
-    shape[1] = x.shape[1]
-    fields = [] if channels is None else [channels.view(shape)]
+    if channels is None:
+        fields = []
+    elif channels is before and field is not None:
+        fields = [field]
+    else:
+        fields = [channels.view([x.shape[1] if axis == 1 else 1 for axis in range(out.dim())])]
     if mixed:
         mixes(tape, findings, call, [(*fields, *mixed)])
     else:
-        tape.write(out, fields)
+        tape.write(out, fields, is_compact=channels is before)
     for saved in call.outputs[1:]:
         if channels is not None and saved.shape == channels.shape:
             tape.write(saved, [channels])
