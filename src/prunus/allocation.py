@@ -77,7 +77,13 @@ def allocate(
     if keep.all():
         notes += ["the network is within the budget as it is; nothing is removed"]
     return plan_from_keep(
-        graph, keep, criterion=criterion, budget=budget.to_dict(), header_bytes=header_bytes, notes=notes
+        graph,
+        keep,
+        criterion=criterion,
+        budget=budget.to_dict(),
+        header_bytes=header_bytes,
+        notes=notes,
+        before=search.dense,
     )
 
 

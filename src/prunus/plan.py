@@ -188,6 +188,7 @@ def plan_from_keep(
     budget: Mapping[str, float] | None = None,
     header_bytes: int = 0,
     notes: Sequence[str] = (),
+    before: Cost | None = None,
 ) -> PruningPlan:
     """Build the plan that keeps exactly the channels that `keep` keeps.
 
@@ -198,6 +199,7 @@ def plan_from_keep(
         budget: what was asked for, to record.
         header_bytes: what a file takes beside its tensors, for the costs.
         notes: what the user should know.
+        before: what the whole network costs, where that is known.
 
     Raises:
         PlanError: `keep` has the wrong length, or leaves a group without any channel.
@@ -218,7 +220,7 @@ def plan_from_keep(
         {
             "criterion": criterion,
             "budget": dict(budget or {}),
-            "before": predict_cost(graph, graph.keep_all(), header_bytes=header_bytes),
+            "before": before or predict_cost(graph, graph.keep_all(), header_bytes=header_bytes),
             "after": predict_cost(graph, keep, header_bytes=header_bytes),
             "groups": tuple(groups),
             "notes": tuple(notes),

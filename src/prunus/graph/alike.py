@@ -127,23 +127,26 @@ def repeats(readers: Readers, model: nn.Module, replay: Callable[[ModuleCall], b
 
 def _kind(module: nn.Module) -> Any:
     """Return what tells a module from others of its class: all that it stores, but for widths and values of tensors."""
-    tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-    sizes = {n for tensor in tensors for n in tensor.shape}
+    sizes = {
+        n for held in (module._parameters, module._buffers) for t in held.values() if t is not None for n in t.shape
+    }
     stored: list[tuple[str, Any]] = []
     for name, value in vars(module).items():
-        if value.__class__ in _EMPTY and not value:
+        form = value.__class__
+        if form in _EMPTY and not value:
             continue
-        if name == "_modules":
+        if form is int:
+            stored.append((name, "size" if value in sizes else value))
+        elif form in _PLAIN:
+            stored.append((name, (form, value)))
+        elif name == "_modules":
             stored.append((name, tuple((key, child and _kind(child)) for key, child in value.items())))
         elif name in ("_parameters", "_buffers"):
             stored.append((name, tuple((key, None if t is None else t.dim()) for key, t in value.items())))
-        elif type(value) is int and value in sizes:
-            stored.append((name, "size"))
-        elif isinstance(value, (int, float, str, bytes, type(None))):
-            stored.append((name, (type(value), value)))
         else:
             stored.append((name, id(value)))
     return type(module), tuple(stored)
 
 
 _EMPTY = frozenset({dict, OrderedDict, set, list, tuple})
+_PLAIN = frozenset({bool, float, str, bytes, type(None)})

@@ -177,13 +177,15 @@ class Assembly:
 
     def _spread_reasons(self, stays: npt.NDArray[np.bool_]) -> None:
         """Let what counts together with something that stays stay for the same reason."""
-        bundle = self.traced.layout.bundle
+        bundles = self.traced.layout.bundle.tolist()
+        produced = self.produced.tolist()
         first: dict[int, Frozen] = {}
         for c, reason in self.reasons.items():
-            if self.produced[c] or int(bundle[c]) not in first:
-                first[int(bundle[c])] = reason
-        for c in np.flatnonzero(stays[bundle]).tolist():
-            self.reasons.setdefault(c, first[int(bundle[c])])
+            bundle = bundles[c]
+            if produced[c] or bundle not in first:
+                first[bundle] = reason
+        for c in np.flatnonzero(stays[self.traced.layout.bundle]).tolist():
+            self.reasons.setdefault(c, first[bundles[c]])
 
     def _tied_whole(self) -> dict[int, Frozen]:
         """Find the bundles that some width lies in as a whole: no channel of it can go alone."""
@@ -275,16 +277,18 @@ class Assembly:
         """Report every frozen width once: its first tensor, the reason and how many of its channels are kept for it."""
         component = self.traced.layout.component
         stays = np.zeros(self.traced.layout.count, np.bool_)
-        stays[[c for c in self.reasons if self.produced[c]]] = True
+        stays[list(self.reasons)] = True
+        stays &= self.produced
         counted: Counter[tuple[str, str, str, str]] = Counter()
         for owner, _, some in self.ranges(stays[component].astype(np.int64)):
             run = component[owner.start : owner.start + owner.size]
             if owner.tensor and some and stays[run].any():
                 found = np.unique(run[stays[run]])
                 stays[found] = False  # each is reported once, with its first tensor
-                for c in found.tolist():
-                    reason = self.reasons[c]
-                    counted[owner.tensor, reason.reason, reason.op, reason.where] += 1
+                why = [self.reasons[c] for c in found.tolist()]
+                times = Counter(map(id, why))
+                for reason in {id(reason): reason for reason in why}.values():
+                    counted[owner.tensor, reason.reason, reason.op, reason.where] += times[id(reason)]
         return tuple(Freeze(tensor, why, n, op, where) for (tensor, why, op, where), n in counted.items())
 
     def _order(self) -> Order:

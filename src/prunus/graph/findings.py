@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -42,8 +42,7 @@ class Call:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
-@dataclass(frozen=True)
-class Contracted:
+class Contracted(NamedTuple):
     """A weight that met an activation: its tensor, what comes out and goes in, and the positions per example.
 
     `outgoing` are the labels of the result's channels, (C_out,), `incoming` those that are consumed, `output_axis` and
@@ -63,8 +62,7 @@ class Contracted:
     computed: bool = True
 
 
-@dataclass(frozen=True)
-class Normalised:
+class Normalised(NamedTuple):
     """A BatchNorm: what it read, its tensors, ε and what came out."""
 
     source: Tensor

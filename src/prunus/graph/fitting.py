@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -22,7 +22,9 @@ BATCH_NORMS = nn.modules.batchnorm._NormBase
 def fit(model: nn.Module) -> None:
     """Set the sizes of every standard module of a network whose tensors were made smaller."""
     for module in modules_of(model):
-        _fit(module)
+        sized = _fit_of(type(module))  # type: ignore[arg-type]  # a class is hashable
+        if sized is not None:
+            sized(module)
 
 
 def _weight_shape(module: nn.Module) -> torch.Size:
@@ -41,28 +43,56 @@ def _weight_shape(module: nn.Module) -> torch.Size:
     return module.weight.shape
 
 
-def _fit(module: nn.Module) -> None:
-    if isinstance(module, CONVOLUTIONS):
-        first, second = _weight_shape(module)[:2]
-        old_in, old_out = module.in_channels, module.out_channels
-        if module.groups == old_in and module.groups > 1:
-            module.groups = first if module.transposed else first // (old_out // old_in)
-        inner, outer = (first, second) if module.transposed else (second, first)
-        module.in_channels = first if module.transposed else inner * module.groups
-        module.out_channels = outer * module.groups if module.transposed else outer
-    elif isinstance(module, BATCH_NORMS):
-        sized = module.weight if module.weight is not None else module.running_mean
-        module.num_features = module.num_features if sized is None else len(sized)
-    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+def _fit_convolution(module: Any) -> None:
+    first, second = _weight_shape(module)[:2]
+    old_in, old_out = module.in_channels, module.out_channels
+    if module.groups == old_in and module.groups > 1:
+        module.groups = first if module.transposed else first // (old_out // old_in)
+    inner, outer = (first, second) if module.transposed else (second, first)
+    module.in_channels = first if module.transposed else inner * module.groups
+    module.out_channels = outer * module.groups if module.transposed else outer
+
+
+def _fit_batch_norm(module: Any) -> None:
+    sized = module.weight if module.weight is not None else module.running_mean
+    module.num_features = module.num_features if sized is None else len(sized)
+
+
+def _fit_group_norm(module: Any) -> None:
+    if module.weight is not None:
         each = module.num_groups == module.num_channels
         module.num_channels = len(module.weight)
         module.num_groups = module.num_channels if each else module.num_groups
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
+
+
+def _fit_layer_norm(module: Any) -> None:
+    if module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = _weight_shape(module)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+
+
+def _fit_linear(module: Any) -> None:
+    module.out_features, module.in_features = _weight_shape(module)
+
+
+def _fit_prelu(module: Any) -> None:
+    module.num_parameters = len(module.weight)
+
+
+_FITS: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
+    (CONVOLUTIONS, _fit_convolution),
+    (BATCH_NORMS, _fit_batch_norm),
+    (nn.GroupNorm, _fit_group_norm),
+    (nn.LayerNorm, _fit_layer_norm),
+    (nn.RMSNorm, _fit_layer_norm),
+    (nn.Linear, _fit_linear),
+    (nn.PReLU, _fit_prelu),
+)
+"""What sets the sizes of a module of a class, or of one made from it."""
+
+
+@lru_cache(maxsize=1024)
+def _fit_of(kind: type) -> Callable[[Any], None] | None:
+    return next((found for known, found in _FITS if issubclass(kind, known)), None)
 
 
 _PLAIN = frozenset({int, float, bool, str, type(None)})

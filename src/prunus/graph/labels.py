@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,7 @@ Choices = dict[tuple[str, int, str, frozenset[int]], int]
 """Which axis carries the channels, by mode, call, occasion and the axes that vary."""
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """A run of labels and the state-dict tensor and axis that they number; no tensor for channels made by padding.
 
     Where they were numbered in `blocks`, each of these is told apart from the others.

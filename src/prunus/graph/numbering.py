@@ -31,12 +31,12 @@ def label_all(tape: Tape, members: Members, state: Mapping[str, Tensor]) -> None
         run = runs.get(heads.get(name, ""))
         if run is not None and run.numel() == tensor.numel():
             tape.owned_too(name, run)
-            tape.write(tensor, [run if run.dim() == 1 else run.view(-1)], is_compact=True)
+            tape.write(tensor, [run], is_compact=True)
             continue
         count = groups.get(name, 1)
         label_tensor(tape, name, tensor, count if tensor.dim() > 2 and tensor.shape[1] > 1 else 1)
         if tensor.dim() and tensor.shape[0] > 1:
-            runs[name] = tape.read(tensor)[0]
+            runs[name] = tape.read(tensor)[0].view(-1)
 
 
 def _heads(members: Members) -> dict[str, str]:

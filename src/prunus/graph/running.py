@@ -7,6 +7,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -246,7 +247,8 @@ def restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> I
     before = [(module, dict(vars(module))) for module in members.modules.values()]
     held_inside = [
         (value, copy.copy(value))
-        for _, attributes in before
+        for module, attributes in before
+        if not _is_torchs(type(module))  # type: ignore[arg-type]  # a class is hashable
         for name, value in attributes.items()
         if value.__class__ in _CONTAINERS and name[0] != "_"
     ]
@@ -275,6 +277,12 @@ def restored(members: Members, training: bool, state: Mapping[int, Tensor]) -> I
 
 
 _CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict})
+
+
+@lru_cache(maxsize=1024)
+def _is_torchs(kind: type) -> bool:
+    """Say whether a class is one of torch's layers, which keep nothing in containers that forward changes."""
+    return kind.__module__.startswith("torch.nn.modules.")
 
 
 @contextmanager

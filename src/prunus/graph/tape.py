@@ -227,7 +227,7 @@ class Tape:
         elif a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
             return a
         first, second = a.numpy(), b.numpy()
-        if first.min() < 0 or second.min() < 0:
+        if (first | second).min() < 0:  # the sign of either
             fixed = (first < 0) ^ (second < 0)
             if fixed.any():
                 met = torch.from_numpy(np.maximum(first, second)[fixed])
