@@ -146,7 +146,7 @@ def test_the_main_rows_of_the_first_seed_come_first(accuracy: ModuleType, comman
     arguments = accuracy.read_arguments([*command, "--budgets", "0.35", "0.2", "--seeds", "0", "1", "--ablate", "A"])
     names = [cell.name.removeprefix("resnet8_") for cell in accuracy.order(arguments)]
     assert len(set(names)) == len(names)
-    assert names[:3] == ["dense_seed-0", "macs-0.35_A_seed-0", "macs-0.35_B_seed-0"]
+    assert names[:3] == ["dense_seed-0", "macs-0.35_A_seed-0", "macs-0.35_B-widths_seed-0"]
     places = [names.index(f"macs-{one}") for one in ("0.35_tp_group_seed-0", "0.2_A_seed-0", "0.35_random_seed-0")]
     places += [names.index(f"macs-{one}") for one in ("0.35_A_seed-1", "0.35_A-without-criterion_seed-0")]
     assert places == sorted(places) and names[-1] == "macs-0.2_scratch_e_seed-1"

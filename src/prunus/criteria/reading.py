@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from prunus.criteria.values import LayerValues, NormValues
 from prunus.errors import ConfigError, ModelError, TraceError
 from prunus.graph.channels import ChannelGraph, Layer, Norm
 from prunus.graph.measuring import Measured, measure
-from prunus.graph.members import named_tensors
+from prunus.graph.members import named_tensors, tensor_at
 
 Floats = npt.NDArray[np.float64]
 
@@ -121,7 +121,7 @@ class _Reader:
     """Reads a network's tensors by name, in float64 on the CPU, as far as they are those of the graph."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        self.tensors: Mapping[str, Tensor] = dict(named_tensors(model))
+        self.model = model
         self.graph = graph
 
     def check(self) -> None:
@@ -152,7 +152,7 @@ class _Reader:
         )
 
     def _tensor(self, name: str) -> Tensor:
-        tensor, shape = self.tensors.get(name), self.graph.tensors[name].shape
+        tensor, shape = tensor_at(self.model, name), self.graph.tensors[name].shape
         if tensor is None or tuple(tensor.shape) != shape:
             raise ModelError(
                 f"the graph was traced from another network: {name} has shape {shape} there and is "

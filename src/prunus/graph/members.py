@@ -86,3 +86,16 @@ def real_copies(members: Members) -> dict[int, Tensor]:
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer by all its names."""
     return Members(model).tensors
+
+
+def tensor_at(model: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter or buffer of this name; None if there is none."""
+    *path, key = name.split(".")
+    module = model
+    for part in path:
+        child = module._modules.get(part)
+        if child is None:
+            return None
+        module = child
+    held = module._parameters.get(key)
+    return module._buffers.get(key) if held is None else held

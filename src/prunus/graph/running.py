@@ -35,6 +35,14 @@ UNSEEN = {torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 """What is called or not at torch's pleasure, and does nothing: no step of the model."""
 
 
+_EMPTY = torch.ops.aten.empty.memory_format
+
+
+def holds_nothing(func: Any, args: Sequence[Any]) -> bool:
+    """Say whether an operation makes an empty tensor, as torch does beside each BatchNorm: no step of the model."""
+    return func is _EMPTY and list(args[0]) == [0]
+
+
 class DispatchMode(TorchDispatchMode):
     """A dispatch mode without torch's guard against the compiler, which takes longer than what is done here."""
 
@@ -60,6 +68,8 @@ class LabelMode(DispatchMode):
         out = decomposed(self, func, args, kwargs)
         if out is not NotImplemented:
             return out
+        if holds_nothing(func, args):
+            return torch.empty(0, dtype=kwargs.get("dtype"), device="meta" if self.is_meta else kwargs.get("device"))
         out = None
         if self.is_meta:
             args, kwargs = on_meta(args, kwargs)

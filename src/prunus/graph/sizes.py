@@ -18,7 +18,7 @@ from prunus.graph.fitting import copied, fit, put
 from prunus.graph.members import named_tensors
 from prunus.graph.places import Place, place_of_call, place_of_error
 from prunus.graph.repairs import Repairs
-from prunus.graph.running import UNSEEN, DispatchMode, FunctionMode, decomposed, on_meta, run
+from prunus.graph.running import UNSEEN, DispatchMode, FunctionMode, decomposed, holds_nothing, on_meta, run
 from prunus.graph.shapes import result_of
 from prunus.graph.spots import axis_ids
 
@@ -182,6 +182,8 @@ class _Watch(DispatchMode):
         if out is not NotImplemented:
             return out
         kwargs = dict(kwargs or {})
+        if holds_nothing(func, args):
+            return func(*args, **kwargs)
         try:
             out = None
             if self.attempt.runner.is_meta:
