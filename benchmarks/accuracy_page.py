@@ -111,7 +111,7 @@ class Network:
             return [goal, NOT_RUN, "–"]
         best, name = max(kept)
         lost = self.cells[0]["held_out_accuracy"]["dense"] - best
-        return [goal, f"{METHODS[name].label} {percent(best)}: {numbers.points(-lost)}", mark(lost <= points)]
+        return [goal, f"{METHODS[name].label} {percent(best)}: {numbers.points(-lost)}", mark(round(lost, 6) <= points)]
 
     def steps(self, *steps: str) -> str:
         """Write held-out accuracies before training, a row a method, a column a budget and step."""
