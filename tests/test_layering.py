@@ -13,7 +13,7 @@ import prunus
 SOURCE = Path(prunus.__file__).parent
 
 # What every part may import beside itself. `errors` and the file helpers lie at the bottom; `cli` at the top.
-BASE = {"errors", "files", "collector"}
+BASE = {"errors", "files", "collector", "stopping"}
 TRACED = BASE | {"graph"}
 COSTED = TRACED | {"cost"}
 SCORED = COSTED | {"criteria", "budget"}
@@ -23,6 +23,7 @@ PRUNED = CUT | {"recovery", "api"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "collector": set(),
+    "stopping": {"errors"},
     "files": {"errors"},
     "config": {"errors", "budget"},
     "budget": COSTED,

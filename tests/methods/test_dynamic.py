@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training.conftest import step_by_step
 from torch import Tensor, nn
 
 from prunus.allocation import Budget
@@ -256,11 +257,11 @@ class Digits:
     val_images, val_labels = train_images[:16], train_labels[:16]
 
 
-class Stopped(Exception):
+class Killed(Exception):
     pass
 
 
-def run_search(folder: Path | None, stop_after: int = 99) -> tuple[DynamicSearch, list[dict[str, Any]]]:
+def run_search(folder: Path | None, stop_after: int = 99, **changes: Any) -> tuple[DynamicSearch, list[dict[str, Any]]]:
     model, _, _, search = shrinking(stable_overlap=1.1)
     recipe = Recipe(epochs=5, batch_size=16, learning_rate=0.1, schedule="constant", precision="float32")
 
@@ -269,7 +270,7 @@ def run_search(folder: Path | None, stop_after: int = 99) -> tuple[DynamicSearch
 
     def on_epoch(metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == stop_after:
-            raise Stopped
+            raise Killed
 
     history = fit(
         model,
@@ -281,6 +282,7 @@ def run_search(folder: Path | None, stop_after: int = 99) -> tuple[DynamicSearch
         progress=False,
         checkpoint_dir=folder,
         on_epoch=on_epoch,
+        **changes,
     )
     return search, history
 
@@ -293,17 +295,26 @@ def test_epochs_get_cheaper_and_a_stopped_search_goes_on_with_the_same_bits(tmp_
     assert search.trained is not None
     assert count_cost(search.trained, EXAMPLE).macs == macs[-1]
     for stop in (1, 3, 4):
-        with pytest.raises(Stopped):
-            run_search(tmp_path, stop)
-    again, told = run_search(tmp_path)
-    assert [row | {"seconds": 0} for row in told] == [row | {"seconds": 0} for row in history]
-    assert again.trained is not None
-    expected = search.trained.state_dict()
-    assert all(torch.equal(tensor, expected[key]) for key, tensor in again.trained.state_dict().items())
-    first, second = search.finish(EXAMPLE), again.finish(EXAMPLE)
-    assert first.plan == second.plan
-    assert first.verifications == second.verifications
-    assert len(first.verifications) > 2
+        with pytest.raises(Killed):
+            run_search(tmp_path / "epochs", stop)
+    expected = outcome(search, history)
+    assert len(expected["verifications"]) > 2
+    assert outcome(*run_search(tmp_path / "epochs")) == expected
+    stops, found = step_by_step(lambda stopping: run_search(tmp_path / "steps", stopping=stopping))
+    assert stops == 5 * 4 - 1
+    assert outcome(*found) == expected
+
+
+def outcome(search: DynamicSearch, history: list[dict[str, Any]]) -> dict[str, Any]:
+    assert search.trained is not None
+    weights = {name: tensor.tolist() for name, tensor in search.trained.state_dict().items()}
+    removal = search.finish(EXAMPLE)
+    return {
+        "metrics": [row | {"seconds": 0} for row in history],
+        "weights": weights,
+        "plan": removal.plan,
+        "verifications": removal.verifications,
+    }
 
 
 def test_a_finished_search_is_taken_up_as_it_ended(tmp_path: Path) -> None:

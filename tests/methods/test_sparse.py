@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.conftest import step_by_step
 from torch import Tensor, nn
 
 import prunus
@@ -138,6 +139,9 @@ def test_stopped_and_gone_on_with_it_ends_in_the_same_bits(penalty: str, tmp_pat
     hook, again = started()
     assert rows(train(hook, again, tmp_path)) == rows(expected)
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in again.state_dict().items())
+    stops, history = step_by_step(lambda stopping: train(*started(), tmp_path / "steps", stopping=stopping))
+    assert stops == 4 * 3 - 1
+    assert rows(history) == rows(expected)
 
 
 def test_the_state_of_another_sparse_training_is_refused() -> None:

@@ -3,13 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from prunus.stopping import Stopped, Stopping
 from prunus.training import Recipe, fit
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ def make_model() -> nn.Module:
     )
     model.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))
     return model
+
+
+def step_by_step(call: Callable[[Stopping], Result]) -> tuple[int, Result]:
+    """Call with no time at all, so that every call makes one step, until it comes through; say how often it stopped."""
+    stops = 0
+    while True:
+        try:
+            return stops, call(Stopping(max_minutes=1e-9))
+        except Stopped:
+            stops += 1
+            assert stops < 100
 
 
 @pytest.fixture

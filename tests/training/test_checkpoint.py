@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,45 +41,75 @@ def rewrite(path: Path, header: Any, change: Callable[[dict[str, Tensor]], None]
 
 def test_files(checkpoint: Path) -> None:
     assert sorted(p.name for p in checkpoint.parent.iterdir()) == [
-        "dense.ckpt.prev.safetensors",
+        "dense.ckpt.1.safetensors",
         "dense.ckpt.safetensors",
     ]
-    previous = checkpoint.parent / "dense.ckpt.prev.safetensors"
+    previous = checkpoint.parent / "dense.ckpt.1.safetensors"
     assert [len(header_of(p)["history"]) for p in (previous, checkpoint)] == [1, 2]
 
 
-def test_a_cut_checkpoint_is_refused_and_the_one_before_goes_on(train: Train, checkpoint: Path) -> None:
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    with pytest.raises(
-        FileFormatError,
-        match=r"the checkpoint .*dense\.ckpt\.safetensors is cut short .*; delete it to go on from the epoch before, "
-        r"in dense\.ckpt\.prev\.safetensors, or delete both to start this training again",
-    ):
-        train()
-    checkpoint.unlink()
-    _, resumed = train()
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut, r"is cut short .*"),
+        (flip_a_bit, "is damaged: its content differs from its checksum"),
+        (lambda path: path.write_bytes(b""), "is cut short .*"),
+    ],
+)
+def test_the_one_before_a_damaged_checkpoint_goes_on(
+    train: Train, checkpoint: Path, damage: Callable[[Path], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(checkpoint)
+    told: list[int] = []
+    _, resumed = train(on_epoch=lambda metrics: told.append(metrics["epoch"]))
+    goes_on = "going on from the one before"
+    pattern = rf"the checkpoint .*dense\.ckpt\.safetensors {said}; {goes_on}, dense\.ckpt\.1\.safetensors\n"
+    assert re.fullmatch(pattern, capsys.readouterr().err)
     _, history = train(checkpoint_dir=None)
     assert without_time(resumed) == without_time(history)
+    assert told == [1, 2, 3, 4]
 
 
-def test_without_one_before_the_way_out_is_to_start_again(train: Train, checkpoint: Path) -> None:
-    (checkpoint.parent / "dense.ckpt.prev.safetensors").unlink()
+def test_where_none_is_sound_the_way_out_is_to_start_again(train: Train, checkpoint: Path) -> None:
+    before = checkpoint.with_name("dense.ckpt.1.safetensors")
+    cut(before)
     checkpoint.write_bytes(b"")
-    with pytest.raises(FileFormatError, match="; delete it to start this training again"):
+    with pytest.raises(FileFormatError) as raised:
         train()
+    text = str(raised.value)
+    assert f"the checkpoint {checkpoint} is cut short" in text and f"the checkpoint {before} is cut short" in text
+    assert text.endswith(f"; delete {checkpoint} and {before} to start this training again")
     checkpoint.unlink()
+    before.unlink()
     assert len(train()[1]) == 4
 
 
-def test_a_flipped_bit_is_noticed(train: Train, checkpoint: Path) -> None:
-    data = bytearray(checkpoint.read_bytes())
-    data[-5] ^= 1
-    checkpoint.write_bytes(data)
-    with pytest.raises(FileFormatError, match="is damaged: its content differs from its checksum"):
-        train()
+def test_as_many_are_kept_as_asked_for(train: Train, tmp_path: Path) -> None:
+    train(checkpoints_kept=3)
+    names = ("dense.ckpt.safetensors", "dense.ckpt.1.safetensors", "dense.ckpt.2.safetensors")
+    assert [len(header_of(tmp_path / "checkpoints" / name)["history"]) for name in names] == [4, 3, 2]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
-def test_a_killed_write_leaves_the_one_before(train: Train, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_hides_no_other_training(train: Train, checkpoint: Path) -> None:
+    cut(checkpoint)
+    with pytest.raises(FileFormatError, match="another training: seed is 0 there and 1 here"):
+        train(seed=1)
+
+
+def test_a_failed_write_leaves_what_was_there(train: Train, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
+
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -86,7 +117,7 @@ def test_a_killed_write_leaves_the_one_before(train: Train, checkpoint: Path, mo
     with pytest.raises(RunError, match="No space left"):
         train()
     monkeypatch.undo()
-    assert not checkpoint.exists()
+    assert {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
     _, resumed = train()
     _, history = train(checkpoint_dir=None)
     assert without_time(resumed) == without_time(history)

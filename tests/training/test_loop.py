@@ -97,6 +97,22 @@ def test_a_loss_that_is_no_number_ends_the_training(train: Train, tmp_path: Path
     assert [m["loss"] for m in resumed] == [m["loss"] for m in history]
 
 
+def test_no_checkpoint_has_weights_that_are_no_numbers(train: Train, tmp_path: Path) -> None:
+    """A loss that is a number until the last step, which spoils the weights."""
+    model = make_model()
+
+    def spoil(batch: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            model.get_parameter("unused")[0, 0] = float("nan")
+        return augment(batch, generator)
+
+    with pytest.raises(TrainingError, match=r"no longer finite in epoch 1 .* The last checkpoint is from before"):
+        train(model, augment=spoil)
+    with pytest.raises(TrainingError, match="no longer finite in epoch 1 "):
+        train(model, augment=spoil, checkpoint_minutes=0)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_too_high_a_rate_ends_early(train: Train) -> None:
     with pytest.raises(TrainingError, match="epoch 1"):
         train(recipe=Recipe(4, batch_size=16, learning_rate=1e30, precision="float32"))

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from prunus.files import load_tensors
+from prunus.stopping import Stopped, Stopping
 from prunus.training import Recipe
-from tests.training.conftest import augment
+from tests.training.conftest import augment, step_by_step
 
 Train = Callable[..., tuple[nn.Module, list[dict[str, Any]]]]
 load_state_dict = nn.Module.load_state_dict
@@ -31,10 +32,12 @@ class SoftMask:
 
     def __init__(self) -> None:
         self.masked: list[int] = []
+        self.started = 0.0
         self.events: list[str] = []
 
     def epoch_start(self, model: nn.Module, epoch: int) -> None:
         self.events.append(f"start {epoch}")
+        self.started = random.random()
         channel = (random.randrange(8) + int(np.random.randint(8))) % 8
         self.masked.append(channel)
         with torch.no_grad():
@@ -43,17 +46,18 @@ class SoftMask:
     def epoch_end(self, model: nn.Module, epoch: int, metrics: dict[str, Any]) -> bool:
         self.events.append(f"end {epoch}")
         metrics["masked"] = len(set(self.masked))
+        metrics["started"] = self.started
         np.random.standard_normal()  # leaves a second deviate behind in the generator
         random.gauss(0, 1)
         return False
 
     def state(self) -> dict[str, Any]:
         self.events.append("state")
-        return {"masked": self.masked}
+        return {"masked": self.masked, "started": self.started}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.events.append("load")
-        self.masked = list(state["masked"])
+        self.masked, self.started = list(state["masked"]), state["started"]
 
 
 def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,11 +83,81 @@ def interrupted_in(epoch: int, batches: int, at: int = 3) -> Callable[[Tensor, t
     return press
 
 
-@pytest.mark.parametrize(
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+KINDS = pytest.mark.parametrize(
     "changes",
     [{"precision": "float32"}, {"precision": "bfloat16"}, {"distill": 0.5, "ema": 0.9}],
     ids=["float32", "bfloat16", "distilled and averaged"],
 )
+
+
+@KINDS
+def test_stopped_after_every_step(train: Train, recipe: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = dataclasses.replace(recipe, **changes)
+    settings: dict[str, Any] = {"recipe": recipe, "teacher": teacher() if recipe.distill else None}
+    model, history = train(checkpoint_dir=tmp_path / "whole", hook=SoftMask(), **settings)
+    hooks: list[SoftMask] = []
+
+    def one_step(stopping: Stopping) -> tuple[nn.Module, list[dict[str, Any]]]:
+        hooks.append(SoftMask())
+        return train(checkpoint_dir=tmp_path / "parts", hook=hooks[-1], stopping=stopping, **settings)
+
+    stops, (again, told) = step_by_step(one_step)
+    assert stops == 4 * 5 - 1
+    assert without_time(told) == without_time(history)
+    assert same_weights(again, model)
+    assert hooks[2].events == ["load", "state"]  # within the first epoch
+    assert hooks[5].events == ["load", "start 2", "state"]
+
+
+def test_a_signal_within_an_epoch(train: Train) -> None:
+    model, history = train(checkpoint_dir=None)
+    with pytest.raises(Stopped) as stopped, Stopping() as stopping:
+        train(stopping=stopping, augment=signalled(step=8))
+    assert stopped.value.exit_code == 143
+    seen: list[Tensor] = []
+    again, told = train(augment=lambda batch, generator: [seen.append(batch), augment(batch, generator)][1])
+    assert len(seen) == 20 - 8
+    assert without_time(told) == without_time(history)
+    assert same_weights(again, model)
+
+
+def signalled(step: int) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """An augmentation during which SIGTERM comes."""
+    calls = 0
+
+    def send(batch: Tensor, generator: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return augment(batch, generator)
+
+    return send
+
+
+def test_a_signal_in_the_last_step_of_all_leaves_a_finished_training(train: Train) -> None:
+    with pytest.raises(Stopped), Stopping() as stopping:
+        train(stopping=stopping, augment=signalled(step=20))
+    _, history = train(augment=signalled(step=1))  # no step is left to be made
+    assert len(history) == 4
+
+
+def test_checkpoints_within_an_epoch_come_by_the_clock(train: Train) -> None:
+    model, history = train(checkpoint_dir=None)
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint_minutes=0, augment=interrupted_in(epoch=3, batches=5, at=4))
+    seen: list[Tensor] = []
+    again, told = train(augment=lambda batch, generator: [seen.append(batch), augment(batch, generator)][1])
+    assert len(seen) == 20 - 13
+    assert without_time(told) == without_time(history)
+    assert same_weights(again, model)
+
+
+@KINDS
 def test_2_and_2_epochs_are_4_epochs(train: Train, recipe: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = dataclasses.replace(recipe, **changes)
     settings: dict[str, Any] = {"recipe": recipe, "teacher": teacher() if recipe.distill else None}

@@ -16,7 +16,7 @@ from prunus.cli.talk import run_and_show
 from prunus.config import RunConfig, flag_name, load_config
 
 
-def compress(config: Path | None, print_config: bool, fresh: bool, **flags: object) -> None:
+def compress(config: Path | None, print_config: bool, fresh: bool, max_minutes: float | None, **flags: object) -> None:
     """Train a network, remove its redundant channels to a budget, prove the removal right, fine-tune, and report.
 
     [bold]A budget is what the small network may cost.[/bold] At least one is needed; all that are given hold together.
@@ -43,7 +43,7 @@ def compress(config: Path | None, print_config: bool, fresh: bool, **flags: obje
             return None
         from prunus.pipeline import compress as run_pipeline
 
-        return run_pipeline(settings, console, fresh=fresh)
+        return run_pipeline(settings, console, fresh=fresh, max_minutes=max_minutes)
 
     run_and_show(run)
 
@@ -72,10 +72,16 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
     again = typer.Option(
         "--fresh", metavar="", help="Delete an earlier run in the folder, and start over.", rich_help_panel="Running"
     )
+    time_box = typer.Option(
+        metavar="MINUTES",
+        help="Stop at a checkpoint after so long, with exit code 3; the same command goes on.",
+        rich_help_panel="Running",
+    )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),
         inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
+        inspect.Parameter("max_minutes", keyword, default=None, annotation=Annotated[float | None, time_box]),
         inspect.Parameter("fresh", keyword, default=False, annotation=Annotated[bool, again]),
         inspect.Parameter("print_config", keyword, default=False, annotation=Annotated[bool, show]),
     ]

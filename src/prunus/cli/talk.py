@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prunus.errors import PrunusError
+from prunus.stopping import Stopped, Stopping
 
 STOPPED = "stopped; the same command goes on where it was"
 
@@ -17,19 +18,24 @@ STOPPED = "stopped; the same command goes on where it was"
 def run_and_show(run: Callable[[Console], Path | None], *, stopped: str = STOPPED) -> None:
     """Run a command's work; if it returns a run folder, print its table and the paths of what lies in it.
 
-    A PrunusError becomes a message on stderr and exit code 2; Ctrl-C becomes the message `stopped` and 130.
+    A PrunusError becomes a message on stderr and exit code 2. Where the command is asked to end, it says why and
+    `stopped`: after Ctrl-C with exit code 130, after SIGTERM with 143, and with 3 where its time is over.
     """
     console = Console()
     try:
-        run_dir = run(console)
-        if run_dir is not None:
-            from prunus.report import print_summary
+        with Stopping():
+            run_dir = run(console)
+            if run_dir is not None:
+                from prunus.report import print_summary
 
-            print_summary(run_dir, console)
+                print_summary(run_dir, console)
     except PrunusError as error:
         message = Text.assemble(("error: ", "bold red"), str(error))
         Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
+    except Stopped as reason:
+        typer.echo(f"\n{reason.why}: {stopped}", err=True)
+        raise typer.Exit(reason.exit_code) from None
+    except KeyboardInterrupt:  # from a thread, or where another handler than ours is in place
         typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(130) from None

@@ -219,6 +219,7 @@ class DynamicSearch:
             "stable": self.stable,
             "returned_ever": sorted(self.returned_ever),
             "proofs": [dataclasses.asdict(proof) for proof in self.proofs],
+            "findings": dict(self.findings),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -228,6 +229,7 @@ class DynamicSearch:
             plan_from_keep(self.graph, flags["alive"])
             self.proofs = [Verification(**{**p, "mixing": tuple(p["mixing"])}) for p in state["proofs"]]
             masked_for, stable = np.array(state["masked_for"], np.int64), state["stable"]
+            self.findings = dict(state["findings"])
             if masked_for.shape != self.masked_for.shape or not isinstance(stable, int):
                 raise ValueError("of another network")
         except (PlanError, LookupError, TypeError, ValueError) as error:

@@ -133,21 +133,25 @@ class SparseTraining:
         return False
 
     def state(self) -> dict[str, Any]:
-        """Hand out what the training was told: ρ follows from the epoch alone."""
-        return {**self.settings, **self.options}
+        """Hand out what the training was told, and what the epoch goes by."""
+        return {**self._told, "rho_now": self.rho, "before": self.before}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` handed out; FileFormatError where it is that of another sparse training."""
-        own = self.state()
         wrong = [
             f"{name} is {state.get(name)} there and {value} here"
-            for name, value in own.items()
+            for name, value in self._told.items()
             if state.get(name) != value
         ]
         if wrong:
             raise FileFormatError(
                 f"the checkpoint is of another sparse training: {', '.join(wrong)}; delete it to start this one again"
             )
+        self.rho, self.before = state["rho_now"], state["before"]
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return {**self.settings, **self.options}
 
     def _index(self, model: nn.Module) -> Tensor:
         """Return the sparsity index of all channels that may go, (channels,), on the CPU."""

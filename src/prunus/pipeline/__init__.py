@@ -21,6 +21,7 @@ from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
 from prunus.pipeline.sparse import obtain_sparse
 from prunus.report import write_report
+from prunus.stopping import Stopping
 
 __all__ = ["DEMO", "RunFolder", "compress", "demo"]
 
@@ -36,15 +37,19 @@ DEMO = {
 """What `prunus demo` is told: a quarter of the bytes, in about 20 s."""
 
 
-def compress(config: RunConfig, console: Console | None = None, *, fresh: bool = False) -> Path:
+def compress(
+    config: RunConfig, console: Console | None = None, *, fresh: bool = False, max_minutes: float | None = None
+) -> Path:
     """Make a network small as `config` says, going on where an earlier call stopped; return the run folder.
 
     Args:
         config: the whole run.
         console: where progress in words goes; by default the terminal.
         fresh: delete what an earlier run left in the folder, and start over.
+        max_minutes: stop at a checkpoint after so long, above 0; a call gets at least one step further.
 
     Raises:
+        Stopped: the time is over, or SIGINT or SIGTERM came; the same call goes on.
         RunError: the folder is in use, or belongs to a run with other settings.
         BudgetError: the budget cannot be reached; said before any training.
         VerificationError: the removal went wrong; the network is not trained on.
@@ -54,11 +59,11 @@ def compress(config: RunConfig, console: Console | None = None, *, fresh: bool =
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    with open_run(config, describe_environment(device), fresh=fresh) as folder:
+    with Stopping(max_minutes) as stopping, open_run(config, describe_environment(device), fresh=fresh) as folder:
         if folder.summary.exists():
             console.print(f"{folder.path} is finished; type the command with --fresh to start over", highlight=False)
         else:
-            _carry_out(config, folder, device, console)
+            _carry_out(config, folder, device, console, stopping)
         if not folder.report.exists():
             write_report(folder.path)
         folder.tidy()
@@ -70,8 +75,10 @@ def demo(out: Path | str, console: Console | None = None, *, seed: int = 0, fres
     return compress(RunConfig.model_validate(DEMO | {"out": out, "seed": seed}), console, fresh=fresh)
 
 
-def _carry_out(config: RunConfig, folder: RunFolder, device: torch.device, console: Console) -> None:
-    run = prepare(config, folder, device, console)
+def _carry_out(
+    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping
+) -> None:
+    run = prepare(config, folder, device, console, stopping)
     if not folder.dense.exists():
         rehearse(run)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from prunus.deploy import load
 from prunus.errors import ConfigError
 from prunus.models import build_model
 from prunus.pipeline.run_folder import RunFolder
+from prunus.stopping import Stopping
 from prunus.training import Hook, Recipe, fit
 
 _PROOF_IMAGES = 8
@@ -24,7 +25,7 @@ _PROOF_IMAGES = 8
 
 @dataclass(frozen=True)
 class Run:
-    """One run's settings, folder, device, data, and the console it talks on."""
+    """One run's settings, folder, device, data, the console it talks on, and what may stop it."""
 
     config: RunConfig
     folder: RunFolder
@@ -32,6 +33,7 @@ class Run:
     data: ImageData
     split: Split
     console: Console
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -115,6 +117,7 @@ class Run:
             hook=hook,
             teacher=load(self.folder.dense) if recipe.distill else None,
             on_epoch=record,
+            stopping=self.stopping,
         )
         model.cpu()
 
@@ -123,10 +126,13 @@ class Run:
         self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def prepare(config: RunConfig, folder: RunFolder, device: torch.device, console: Console) -> Run:
+def prepare(
+    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping | None = None
+) -> Run:
     """Load the data and hold part of it out; the seed decides which."""
     data = load_data(config.data, cache_dir=config.cache_dir, skip_bad_images=config.skip_bad_images)
-    run = Run(config, folder, device, data, data.split(config.validation, config.seed), console)
+    split = data.split(config.validation, config.seed)
+    run = Run(config, folder, device, data, split, console, stopping or Stopping())
     skipped = f", {data.skipped} skipped" if data.skipped else ""
     run.say(
         f"data       {data.name}: {len(run.split.train_labels):,} training, {len(run.split.val_labels):,} validation, "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from prunus.training.epoch import LabelledImages
 from prunus.training.evaluate import evaluate
 from prunus.training.hook import Hook
-from prunus.training.loop import LabelledImages, fit
+from prunus.training.loop import fit
 from prunus.training.recipe import Recipe, dense_recipe, finetune_recipe
 
 __all__ = ["Hook", "LabelledImages", "Recipe", "dense_recipe", "evaluate", "finetune_recipe", "fit"]

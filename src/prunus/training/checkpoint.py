@@ -2,7 +2,7 @@
 
 One safetensors file a training: the network's tensors under `model/`, those of its moving average, where it has one,
 under `average/`, the optimiser's momentum under `momentum/`, the states of the random generators under `random/`; the
-rest is JSON in the metadata. The checkpoint before the last one is kept beside it.
+rest is JSON in the metadata. Those before the last one are kept beside it (`prunus.training.kept`).
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from prunus.errors import FileFormatError
 from prunus.files import load_tensors, save_tensors
 from prunus.training.hook import Hook
+from prunus.training.kept import read_newest, way_out, write_newest
 from prunus.training.randomness import capture_random_states, restore_random_states
 from prunus.training.recipe import Recipe
 
@@ -31,14 +33,27 @@ _WHAT = "checkpoint"
 _KEY = "prunus_checkpoint"  # of the JSON in the metadata
 
 
-class Checkpoint(BaseModel):
-    """What a checkpoint holds beside tensors."""
+class Position(BaseModel):
+    """How far an unfinished epoch is: steps done, sums over them, seconds, and the epoch's generator in hexadecimal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    history: list[dict[str, Any]]
-    finished: bool
-    hook_state: dict[str, Any]
+    step: int = Field(default=0, ge=0)
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    generator: str = ""
+
+
+class Checkpoint(BaseModel):
+    """What a checkpoint holds beside tensors; `position` lies in the epoch after those of the history."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history: list[dict[str, Any]] = []
+    finished: bool = False
+    hook_state: dict[str, Any] = {}
+    position: Position = Position()
 
 
 class _Header(Checkpoint):
@@ -49,7 +64,10 @@ class _Header(Checkpoint):
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """Where the checkpoints of one training lie (None: it has none), what they are of, and what they put back."""
+    """Where the checkpoints of one training lie (None: it has none), what they are of, and what they put back.
+
+    The last `kept` stay on the disk.
+    """
 
     path: Path | None
     run: Mapping[str, Any]
@@ -57,6 +75,17 @@ class CheckpointStore:
     optimiser: torch.optim.Optimizer
     device: torch.device
     average: AveragedModel | None = None
+    kept: int = 2
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint as it was read; nothing of it is in the network yet."""
+
+    file: Path
+    content: Checkpoint
+    random: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
 
 
 def checkpoint_path(folder: Path | str | None, stage: str) -> Path | None:
@@ -95,7 +124,7 @@ def _digest(*tensors: Tensor) -> str:
 
 
 def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; the one that was there becomes `<stage>.ckpt.prev.safetensors`."""
+    """Write a checkpoint; the one that was there becomes `<stage>.ckpt.1.safetensors`."""
     if store.path is None:
         return
     random_tensors, random = capture_random_states(store.device)
@@ -105,32 +134,40 @@ def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
         tensors |= {f"average/{name}": tensor for name, tensor in store.average.state_dict().items()}
     tensors |= {f"momentum/{name}": buffer for name, buffer in _momentum(store.model, store.optimiser).items()}
     tensors |= {f"random/{name}": tensor for name, tensor in random_tensors.items()}
-    if store.path.exists():
-        store.path.replace(_previous(store.path))
-    save_tensors(store.path, tensors, {_KEY: json.dumps(header.model_dump(), allow_nan=False)})
+    metadata = {_KEY: json.dumps(header.model_dump(), allow_nan=False)}
+    write_newest(store.path, store.kept, lambda path: save_tensors(path, tensors, metadata))
 
 
-def read_checkpoint(store: CheckpointStore) -> Checkpoint | None:
-    """Read what a checkpoint holds beside tensors, and put nothing back; None where there is no checkpoint.
+def find_checkpoint(store: CheckpointStore) -> FoundCheckpoint | None:
+    """Read the newest sound checkpoint, and put nothing back; None where there is none.
 
-    Raises:
-        FileFormatError: as `load_checkpoint`.
-    """
-    found = _read(store)
-    return None if found is None else _plain(found[1])
-
-
-def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
-    """Put network, average, optimiser and random generators back as the checkpoint has them; None where there is none.
+    One that is damaged is passed over, which is said on stderr.
 
     Raises:
-        FileFormatError: the file is damaged, is no checkpoint, or belongs to another training; the network and the
-            optimiser are as they were then.
+        FileFormatError: all are damaged, or the newest sound one is no checkpoint, or of another training.
     """
-    found = _read(store)
-    if found is None:
+    path = store.path
+    if path is None or not (newest := read_newest(path, _read_tensors, _say)):
         return None
-    source, header, tensors = found
+    file, (tensors, metadata) = newest
+    try:
+        header = _read_header(file, metadata)
+        if header.run != dict(store.run):
+            raise FileFormatError(f"the {_WHAT} {file} is of another training: {_differences(header.run, store.run)}")
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; {way_out(path)}") from error
+    content = Checkpoint(**{name: getattr(header, name) for name in Checkpoint.model_fields})
+    return FoundCheckpoint(file, content, header.random, tensors)
+
+
+def restore_checkpoint(store: CheckpointStore, found: FoundCheckpoint) -> Checkpoint:
+    """Put network, average, optimiser and random generators back as the checkpoint has them.
+
+    Raises:
+        FileFormatError: it does not fit the network or the generators; the network and the optimiser are as they were.
+    """
+    assert store.path is not None
+    source, tensors = found.file, found.tensors
     try:
         weights, buffers, states = (_under(prefix, tensors) for prefix in ("model/", "momentum/", "random/"))
         _check_fit(source, weights, store.model.state_dict(), complete=True)
@@ -138,49 +175,24 @@ def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
         if store.average is not None:
             _check_fit(source, averages, store.average.state_dict(), complete=True)
         _check_fit(source, buffers, dict(store.model.named_parameters()), complete=False)
-        restore_random_states(states, header.random, store.device)
+        restore_random_states(states, found.random, store.device)
     except FileFormatError as error:
-        raise FileFormatError(f"{error}; {_way_out(source, store.path)}") from error
+        raise FileFormatError(f"{error}; {way_out(store.path)}") from error
     store.model.load_state_dict(weights)
     if store.average is not None:
         store.average.load_state_dict(averages)
     for name, parameter in store.model.named_parameters():
         if name in buffers:
             store.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
-    return _plain(header)
+    return found.content
 
 
-def _plain(header: _Header) -> Checkpoint:
-    return Checkpoint(history=header.history, finished=header.finished, hook_state=header.hook_state)
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return load_tensors(path, _WHAT)
 
 
-def _read(store: CheckpointStore) -> tuple[Path, _Header, dict[str, Tensor]] | None:
-    """Read the newest checkpoint: its file, what it says, and its tensors; an error says what to delete."""
-    path = store.path
-    if path is None:
-        return None
-    source = path if path.exists() else _previous(path)  # alone where a write was killed between its two renames
-    if not source.exists():
-        return None
-    try:
-        tensors, metadata = load_tensors(source, _WHAT)
-        header = _read_header(source, metadata)
-        if header.run != dict(store.run):
-            raise FileFormatError(f"the {_WHAT} {source} is of another training: {_differences(header.run, store.run)}")
-    except FileFormatError as error:
-        raise FileFormatError(f"{error}; {_way_out(source, path)}") from error
-    return source, header, tensors
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".safetensors") + ".prev.safetensors")
-
-
-def _way_out(source: Path, path: Path | None) -> str:
-    if path is not None and source == path and _previous(path).exists():
-        before = _previous(path).name
-        return f"delete it to go on from the epoch before, in {before}, or delete both to start this training again"
-    return "delete it to start this training again"
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _read_header(path: Path, metadata: Mapping[str, str]) -> _Header:

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 class Hook(Protocol):
     """Called by `fit` around every epoch; epochs count from 1.
 
-    A hook that keeps something from epoch to epoch hands it out through `state`, which `fit` stores in the checkpoint
-    after `epoch_end`, and gets it back through `load_state` before the next `epoch_start` of a resumed training.
+    A hook that remembers something hands it out through `state`, which `fit` stores in the checkpoint, and gets it back
+    through `load_state` when a training goes on. Checkpoints are written after `epoch_end`, and also between two steps:
+    then the next call is `epoch_end`, so that what `epoch_start` found out for it belongs to the state.
     """
 
     def epoch_start(self, model: nn.Module, epoch: int) -> None:

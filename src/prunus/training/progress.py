@@ -17,7 +17,7 @@ class ProgressDisplay:
     """Shows a training on stderr; with `enabled=False` it shows nothing."""
 
     def __init__(self, stage: str, epochs: int, steps_per_epoch: int, *, enabled: bool, done: int = 0) -> None:
-        """Prepare to show `epochs` epochs, of which `done` were trained before."""
+        """Prepare to show `epochs` epochs, of whose steps `done` were trained before."""
         console = Console(file=sys.stderr)
         self._stage, self._epochs = stage, epochs
         self._lines = console if enabled and not console.is_terminal else None
@@ -33,7 +33,7 @@ class ProgressDisplay:
                 refresh_per_second=_REFRESH_HERTZ,
             )
             self._task = self._bar.add_task(
-                self._title(done + 1), total=epochs * steps_per_epoch, completed=done * steps_per_epoch, detail=""
+                self._title(done // steps_per_epoch + 1), total=epochs * steps_per_epoch, completed=done, detail=""
             )
         self._accuracy = ""
 

@@ -19,6 +19,17 @@ def epoch_generator(seed: int, stage: str, epoch: int, device: torch.device) -> 
     return torch.Generator(device).manual_seed(_number(f"{seed}/{stage}/{epoch}"))
 
 
+def generator_state(generator: torch.Generator) -> str:
+    """Read a generator's state, in hexadecimal."""
+    return generator.get_state().numpy().tobytes().hex()
+
+
+def set_generator_state(generator: torch.Generator, state: str) -> None:
+    """Put back what `generator_state` read; a generator on another kind of device, or without one, stays as it is."""
+    if len(state) == 2 * len(generator.get_state()):
+        generator.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
+
+
 def seed_everything(seed: int, stage: str) -> None:
     """Seed the global generators, of which dropout draws, so that a training depends on its name alone."""
     number = _number(f"{seed}/{stage}")

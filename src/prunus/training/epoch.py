@@ -1,0 +1,155 @@
+"""One epoch of a training: the steps, and where a checkpoint may be written between two of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from prunus.errors import TrainingError
+from prunus.stopping import Stopping
+from prunus.training.checkpoint import Position
+from prunus.training.distillation import Loss
+from prunus.training.hardware import Compute
+from prunus.training.optimiser import learning_rate, set_learning_rate
+from prunus.training.progress import ProgressDisplay
+from prunus.training.randomness import generator_state, set_generator_state
+from prunus.training.recipe import Recipe
+
+_STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss makes a GPU wait; a NaN stays in the running sum
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # uint8 batch, where its randomness comes from → network input
+Normalize = Callable[[Tensor], Tensor]  # uint8 batch → network input
+
+
+class LabelledImages(Protocol):
+    """Training and validation images: uint8 (N, C, H, W), labels int64 (N,)."""
+
+    @property
+    def train_images(self) -> Tensor: ...  # noqa: D102
+    @property
+    def train_labels(self) -> Tensor: ...  # noqa: D102
+    @property
+    def val_images(self) -> Tensor: ...  # noqa: D102
+    @property
+    def val_labels(self) -> Tensor: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step works with."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedModel | None
+    loss: Loss
+    compute: Compute
+
+    @property
+    def delivered(self) -> nn.Module:
+        """The network that is evaluated, and handed out at the end."""
+        delivered: nn.Module = self.model if self.average is None else self.average.module
+        return delivered
+
+
+class Pause:
+    """When a training writes a checkpoint within an epoch: because it has to leave, or because the last one is old."""
+
+    def __init__(self, stopping: Stopping, seconds: float, save: Callable[[Position], None]) -> None:
+        self._stopping, self._seconds, self._save = stopping, seconds, save
+        self.saved()
+
+    def saved(self) -> None:
+        """Note that a checkpoint was written now."""
+        self._next = time.monotonic() + self._seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self._stopping.due or time.monotonic() >= self._next
+
+    def take(self, position: Position) -> None:
+        """Write the checkpoint, and leave if that is what it is for."""
+        self._save(position)
+        self._stopping.check()
+
+
+def train_epoch(
+    parts: Parts,
+    data: LabelledImages,
+    recipe: Recipe,
+    epoch: int,
+    augment: Augment,
+    generator: torch.Generator,
+    display: ProgressDisplay,
+    position: Position,
+    pause: Pause,
+) -> dict[str, float]:
+    """Take one pass over the images, from `position` on; return the mean loss and accuracy, as seen while training."""
+    model, optimiser, compute = parts.model, parts.optimiser, parts.compute
+    model.train()
+    loss_sum = torch.tensor(position.loss_sum, device=compute.device)
+    correct = torch.tensor(position.correct, device=compute.device)
+    order = torch.randperm(len(data.train_labels), generator=generator, device=compute.device)
+    set_generator_state(generator, position.generator)
+    steps = max(1, len(order) // recipe.batch_size)
+    seen, started = 0, time.perf_counter()
+    for step in range(position.step, steps):
+        set_learning_rate(optimiser, learning_rate(recipe, (epoch - 1) * steps + step, steps))
+        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        batch = compute.lay_out(augment(data.train_images[chosen], generator))
+        target = data.train_labels[chosen]
+        with compute.autocast():
+            logits = model(batch)
+        loss = parts.loss(logits.float(), batch, target)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        if parts.average is not None:
+            parts.average.update_parameters(model)
+
+        loss_sum += loss.detach()
+        correct += (logits.detach().argmax(1) == target).sum()
+        seen += len(chosen)
+        last = step + 1 == steps
+        pausing = not last and pause.due
+        if pausing or last or (step + 1) % _STEPS_BETWEEN_LOSS_CHECKS == 0:
+            stop_unless_finite(loss_sum.item(), epoch, recipe)
+        display.step(seen / (time.perf_counter() - started))
+        if pausing:
+            reached = Position(
+                step=step + 1,
+                loss_sum=loss_sum.item(),
+                correct=int(correct.item()),
+                seconds=position.seconds + time.perf_counter() - started,
+                generator=generator_state(generator),
+            )
+            pause.take(reached)
+    seen += position.step * recipe.batch_size
+    return {"loss": loss_sum.item() / steps, "train_accuracy": correct.item() / seen}
+
+
+def stop_unless_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+    """End the training by a TrainingError where the loss is no number."""
+    if not math.isfinite(loss):
+        raise diverged(epoch, recipe)
+
+
+def finite(model: nn.Module) -> bool:
+    """Tell whether all weights are numbers."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def diverged(epoch: int, recipe: Recipe) -> TrainingError:
+    """Say what to try."""
+    return TrainingError(
+        f"the loss is no longer finite in epoch {epoch} (learning rate up to {recipe.learning_rate:g}, "
+        f"precision {recipe.precision}); try a lower learning rate such as {recipe.learning_rate / 4:g}, a longer "
+        "warm-up, or precision float32. The last checkpoint is from before, and is kept."
+    )
