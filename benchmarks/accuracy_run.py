@@ -78,7 +78,7 @@ class Run:
             rate = DENSE_RATES.get(self.cell.network)
             changes = {} if rate is None else {"learning_rate": rate}
             return dense_recipe(epochs, **changes, **self._shared())
-        return finetune_recipe(left, learning_rate=self.learning_rate, **self._shared())
+        return finetune_recipe(left, learning_rate=self.learning_rate, ema=self.method.ema, **self._shared())
 
     def train(self, model: nn.Module, recipe: Recipe, stage: str, hook: Hook | None = None) -> None:
         """Train in place; a stage that was interrupted goes on, one that is finished comes back as it was."""
