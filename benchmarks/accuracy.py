@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import torch
 from accuracy_cell import Cell, Settings
-from accuracy_methods import METHODS, PARTS, find_method
+from accuracy_methods import EXTRAS, METHODS, PARTS, find_method
 from accuracy_run import Run
 
 import prunus
@@ -79,7 +79,9 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--finetune-epochs", type=int, default=4)
     parser.add_argument("--dense-epochs", type=int, default=30, help="that the dense network had, for scratch_e")
     parser.add_argument("--distill", action="store_true", help="also with distillation from the dense network")
-    parser.add_argument("--ablate", metavar="METHOD", help="also leave out the parts of this method, one at a time")
+    parser.add_argument(
+        "--ablate", metavar="METHOD", help="also leave out parts of this method, or add some, one at a time"
+    )
     parser.add_argument("--ablate-macs", type=float, default=0.35)
     parser.add_argument("--calibration", type=int, default=2048, help="training images that the recovery looks at")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="peak learning rates to choose from")
@@ -113,9 +115,8 @@ def order(arguments: argparse.Namespace) -> Iterator[Cell]:
                     yield from _block(arguments, network, names, seed, distilled)
         if arguments.ablate:
             for seed in arguments.seeds:
-                for part in PARTS:
-                    name = f"{arguments.ablate}-without-{part}"
-                    yield Cell(network, arguments.ablate_macs, name, seed, arguments.distill)
+                for change in (*(f"without-{part}" for part in PARTS), *(f"with-{extra}" for extra in EXTRAS)):
+                    yield Cell(network, arguments.ablate_macs, f"{arguments.ablate}-{change}", seed, arguments.distill)
         for seed in arguments.seeds:
             yield from _block(arguments, network, LAST, seed, False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from prunus.methods import Choice
 
 Kind = Literal["one-shot", "dynamic", "torch-pruning", "scratch", "dense"]
 
+_ABLATED = r"(?s)(.*?)(?:-(without|with)-(.*))?"  # takes any name
 _BATCH = 64  # images that a criterion measures at once
 _HALVINGS = 16  # of Torch-Pruning's pruning ratio: finer than one channel of these networks
 
@@ -29,7 +31,8 @@ class Method:
     `criterion` is one of Prunus, and for Torch-Pruning "group" or "magnitude". `recalibrates` and `reconstructs` say
     which recovery steps the network may take before it is trained; `trials` are the networks that a search of widths
     measures on a part of the held-out images, from the global ranking's and the local scope's on. `epochs` tells
-    whether the rest of the training is as long as the fine-tune, as the dense network's training, or nothing.
+    whether the rest of the training is as long as the fine-tune, as the dense network's training, or nothing; `ema` is
+    the decay of the average of its weights, 0 for none.
     """
 
     label: str
@@ -41,6 +44,7 @@ class Method:
     reconstructs: bool = True
     trials: int = 0
     epochs: Literal["finetune", "dense", "none"] = "finetune"
+    ema: float = 0.0
 
 
 METHODS: dict[str, Method] = {
@@ -64,26 +68,34 @@ METHODS: dict[str, Method] = {
 PARTS = ("criterion", "allocation", "recalibration", "reconstruction")
 """What an ablation leaves out, one at a time; distillation is left out by the cell without it."""
 
+EXTRAS: dict[str, dict[str, Any]] = {"ema": {"ema": 0.99}}  # looks back 100 of the fine-tune's 1,400 steps
+"""What an ablation adds to a method, one at a time."""
+
 
 def find_method(name: str) -> Method:
-    """Return a method by its name; "A-without-allocation" is A with that part left out.
+    """Return a method by its name; "A-without-allocation" is A with that part left out, "A-with-ema" has more.
 
     Raises:
         ConfigError: there is no such method or part.
     """
-    base, cut, part = name.partition("-without-")
+    base, how, part = re.fullmatch(_ABLATED, name).groups()
     method = METHODS.get(base)
-    if method is None or (cut and part not in PARTS):
-        raise ConfigError(
-            f"there is no method {name!r}. There are: {', '.join(METHODS)}; left out can be: {', '.join(PARTS)}."
-        )
-    changes: dict[str, dict[str, Any]] = {
-        "criterion": {"criterion": "random", "options": {}},
-        "allocation": {"trials": 0} if method and method.trials else {"scope": "local"},
-        "recalibration": {"recalibrates": False},
-        "reconstruction": {"reconstructs": False},
+    if method is None:
+        raise ConfigError(f"there is no method {name!r}. There are: {', '.join(METHODS)}.")
+    if how is None:
+        return method
+    changes: dict[tuple[str, str], dict[str, Any]] = {
+        ("without", "criterion"): {"criterion": "random", "options": {}},
+        ("without", "allocation"): {"trials": 0} if method.trials else {"scope": "local"},
+        ("without", "recalibration"): {"recalibrates": False},
+        ("without", "reconstruction"): {"reconstructs": False},
+        **{("with", extra): fields for extra, fields in EXTRAS.items()},
     }
-    return replace(method, label=f"{method.label}, without {part}", **changes[part]) if cut else method
+    if (how, part) not in changes:
+        raise ConfigError(
+            f"there is no method {name!r}. Left out of {base} can be: {', '.join(PARTS)}; added: {', '.join(EXTRAS)}."
+        )
+    return replace(method, label=f"{method.label}, {how} {part}", **changes[how, part])
 
 
 def choice_of(method: Method, images: Tensor, seed: int) -> Choice:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from accuracy_methods import METHODS, PARTS
+from accuracy_methods import EXTRAS, METHODS, PARTS
 
 from prunus.report import numbers
 
@@ -158,13 +158,14 @@ class Network:
         return table(titles, rows)
 
     def ablation(self) -> str:
-        """Write what each part of a method brings, left out one at a time."""
-        left_out = [cell for cell in self.cells if "-without-" in cell["method"]]
-        if not left_out:
+        """Write what each part of a method brings, left out or added one at a time."""
+        changed = [cell for cell in self.cells if cell["method"] not in METHODS]
+        if not changed:
             return "Not run.\n"
-        base, macs, distilled = (left_out[0][key] for key in ("method", "macs", "distilled"))
-        base = base.partition("-without-")[0]
-        names = {"all of it": base, **{f"without {part}": f"{base}-without-{part}" for part in PARTS}}
+        base, macs, distilled = (changed[0][key] for key in ("method", "macs", "distilled"))
+        base = base.partition("-with")[0]
+        names = {"as it is": base, **{f"without {part}": f"{base}-without-{part}" for part in PARTS}}
+        names |= {f"with {extra}": f"{base}-with-{extra}" for extra in EXTRAS}
         rows = [[label, *self._ablated(name, macs, distilled)] for label, name in names.items()]
         if distilled:
             rows.append(["without distillation", *self._ablated(base, macs, False)])

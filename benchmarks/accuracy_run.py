@@ -36,6 +36,9 @@ DISTILLED = {"distill": 0.9, "temperature": 4.0}
 DENSE_RATES = {"mobilenetv2_half": 0.1}
 """Peak learning rates from scratch where they are not dense_recipe's own: those that the dense network was given."""
 
+RECIPES: dict[str, dict[str, Any]] = {"mobilenetv2_half": {"batch_size": 64, "precision": "float32"}}
+"""What all trainings of a network have in common, the dense one too, where it is not the recipes' own."""
+
 _BATCH = 256  # images of a recovery step at once
 _GUIDES = 1000  # held-out images at most that a search of widths measures on
 
@@ -75,7 +78,7 @@ class Run:
             rate = DENSE_RATES.get(self.cell.network)
             changes = {} if rate is None else {"learning_rate": rate}
             return dense_recipe(epochs, **changes, **self._shared())
-        return finetune_recipe(left, learning_rate=self.learning_rate, **self._shared())
+        return finetune_recipe(left, learning_rate=self.learning_rate, ema=self.method.ema, **self._shared())
 
     def train(self, model: nn.Module, recipe: Recipe, stage: str, hook: Hook | None = None) -> None:
         """Train in place; a stage that was interrupted goes on, one that is finished comes back as it was."""
@@ -117,6 +120,7 @@ class Run:
     def _shared(self) -> dict[str, Any]:
         side = int(self.settings.data.train_images.shape[-1])
         shared: dict[str, Any] = {"crop_padding": side // 8, "flip": self.settings.flip}
+        shared |= RECIPES.get(self.cell.network, {})
         if not self.cell.distilled:
             return shared
         if not {field.name for field in dataclasses.fields(Recipe)}.issuperset(DISTILLED):

@@ -149,11 +149,14 @@ def test_the_main_rows_of_the_first_seed_come_first(accuracy: ModuleType, comman
     assert names[:3] == ["dense_seed-0", "macs-0.35_A_seed-0", "macs-0.35_B-widths_seed-0"]
     places = [names.index(f"macs-{one}") for one in ("0.35_tp_group_seed-0", "0.2_A_seed-0", "0.35_random_seed-0")]
     places += [names.index(f"macs-{one}") for one in ("0.35_A_seed-1", "0.35_A-without-criterion_seed-0")]
+    assert "macs-0.35_A-with-ema_seed-1" in names
     assert places == sorted(places) and names[-1] == "macs-0.2_scratch_e_seed-1"
 
 
-def test_a_method_may_lack_a_part(accuracy: ModuleType) -> None:
+def test_a_method_may_lack_a_part_or_have_more(accuracy: ModuleType) -> None:
     methods = importlib.import_module("accuracy_methods")
+    assert methods.find_method("A-with-ema").ema > 0
+    assert methods.find_method("A-with-ema").label == "A: channel sparsity, with ema"
     assert methods.find_method("A-without-allocation").scope == "local"
     assert methods.find_method("A-without-criterion").criterion == "random"
     with pytest.raises(ConfigError, match="there is no method 'A-without-taste'"):
@@ -231,10 +234,12 @@ def test_goals_are_judged_by_the_figures(
 def test_the_ablation_and_failures_are_shown(table: ModuleType, tmp_path: Path) -> None:
     failed = {"network": "resnet20", "method": "B", "macs": 0.2, "seed": 1, "distilled": False, "failed": "X: y"}
     cells = [cell("dense", 0.88, macs=None), cell("A", 0.86, distilled=True), cell("A", 0.85), failed]
-    text = written(table, tmp_path, [*cells, cell("A-without-allocation", 0.84, distilled=True)])
+    cells += [cell("A-without-allocation", 0.84, distilled=True), cell("A-with-ema", 0.87, distilled=True)]
+    text = written(table, tmp_path, cells)
     assert "A: channel sparsity at 0.35 of the MACs, with distillation." in text
-    assert "| all of it | 83.00 (1) | 86.00 (1) | −2.00 |" in text
+    assert "| as it is | 83.00 (1) | 86.00 (1) | −2.00 |" in text
     assert "| without allocation | 83.00 (1) | 84.00 (1) | −4.00 |" in text
+    assert "| with ema | 83.00 (1) | 87.00 (1) | −1.00 |" in text
     assert "| without distillation | 83.00 (1) | 85.00 (1) | −3.00 |" in text
     assert "- B at 0.2, seed 1: X: y" in text
 

@@ -1,0 +1,31 @@
+"""The fields of a run's configuration that say where and how it is carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from prunus.config.fields import Whole, flag
+
+
+class RunningFields(BaseModel):
+    """Where and how a run is carried out."""
+
+    seed: Whole = flag(0, "Running", "N", "Seed of every random choice.", "0", ge=0, lt=2**31)
+    device: str = flag(
+        "auto", "Running", "DEVICE", "cpu, cuda, cuda:1, or auto.", "cpu", pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$"
+    )
+    threads: Whole | None = flag(
+        None, "Running", "N", "Threads on the CPU. [default: torch's own choice]", "2", ge=1, le=1024
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = flag(
+        "auto", "Running", "TYPE", "auto, float32 or bfloat16.", "float32"
+    )
+    skip_bad_images: bool = flag(
+        False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
+    )
+    cache_dir: Path | None = flag(
+        None, "Running", "FOLDER", "Where decoded data sets are kept. [default: the user's cache]", ".cache"
+    )

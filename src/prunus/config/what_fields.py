@@ -1,0 +1,58 @@
+"""The fields of a run's configuration that say what is made how small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from prunus.config.fields import Limit, flag
+
+
+class WhatFields(BaseModel):
+    """What is made small, by which method, and where the run lies."""
+
+    model: str = flag(
+        ..., "What", "NAME", "Network of the zoo, e.g. resnet20, vgg16_bn, mobilenetv2.", "resnet20", min_length=1
+    )
+    data: str = flag(
+        ...,
+        "What",
+        "NAME|PATH",
+        "digits, cifar10, cifar100, or the path of an image folder or archive.",
+        "digits",
+        min_length=1,
+    )
+    method: Literal["channel-sparsity", "layer-fusion"] = flag(
+        "channel-sparsity",
+        "What",
+        "METHOD",
+        "channel-sparsity (train, prune, fine-tune) or layer-fusion (search while training).",
+        "layer-fusion",
+    )
+    checkpoint: Path | None = flag(
+        None,
+        "What",
+        "FILE",
+        "Trained dense network (.safetensors) to start from, instead of training one.",
+        "dense.safetensors",
+    )
+    out: Path | None = flag(
+        None, "What", "FOLDER", "Run folder. [default: runs/<model>_<data>_<method>_<budget>]", "runs/a"
+    )
+
+
+class BudgetFields(BaseModel):
+    """What the small network may cost; numbers stay as typed."""
+
+    size: Limit | None = flag(
+        None, "Budget", "BYTES", "At most this many bytes on disk (0.64MB = 640,000), or a fraction.", "0.64MB"
+    )
+    macs: Limit | None = flag(
+        None, "Budget", "COUNT", "At most this many multiply-adds (20M), or a fraction of the dense ones.", "0.5"
+    )
+    params: Limit | None = flag(
+        None, "Budget", "COUNT", "At most this many parameters (100k), or a fraction of the dense ones.", "0.4"
+    )
+    pruning_ratio: Limit | None = flag(None, "Budget", "FRACTION", "Fraction of channels to remove.", "0.3")
