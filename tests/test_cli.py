@@ -149,19 +149,19 @@ def test_compress_hands_the_configuration_over_and_ends_in_the_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[RunConfig] = []
-    starts: list[object] = []
+    ways: list[tuple[object, object]] = []
 
-    def run(config: RunConfig, *_: object, fresh: object) -> Path:
+    def run(config: RunConfig, *_: object, fresh: object, max_minutes: object) -> Path:
         seen.append(config)
-        starts.append(fresh)
+        ways.append((fresh, max_minutes))
         return write_run(tmp_path / "run")
 
     monkeypatch.setattr(pipeline, "compress", run)
     result = prunus_command(*GOOD, "--epochs", "7", "--out", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output
     assert (seen[0].epochs, seen[0].macs, seen[0].out) == (7, 0.5, tmp_path / "run")
-    prunus_command(*GOOD, "--fresh")
-    assert starts == [False, True]
+    prunus_command(*GOOD, "--fresh", "--max-minutes", "9")
+    assert ways == [(False, None), (True, 9.0)]
     assert "86.64 %" in result.stdout and "639.9 kB" in result.stdout
 
 
@@ -196,9 +196,24 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130, errors
-    assert errors.rstrip().endswith(STOPPED)
+    assert errors.endswith(f"\ninterrupted: {STOPPED}\n")
+    assert "stopping after the step under way; once more (Ctrl-C) ends at once" in errors
     assert "Traceback" not in errors
     assert list((run / "checkpoints").glob("dense*.safetensors"))
+
+
+def test_the_time_box_ends_with_exit_code_3_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = ["compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5", "--epochs", "1"]
+    command += ["--finetune-epochs", "0", "--threads", "1", "--recover", "none", "--out", str(tmp_path)]
+    stopped = prunus_command(*command, "--max-minutes", "0.00001")
+    assert stopped.exit_code == 3, stopped.output
+    assert plain(stopped.stderr).endswith(f"\nthe time is over (--max-minutes 1e-05): {STOPPED}\n")
+    assert (tmp_path / "checkpoints" / "dense.ckpt.safetensors").exists()
+    assert prunus_command(*command).exit_code == 0
+    assert (tmp_path / "summary.json").exists()
+    refused = prunus_command(*command, "--max-minutes", "0")
+    assert refused.exit_code == 2
+    assert "--max-minutes is 0, and should be above 0, e.g. --max-minutes 9" in plain(refused.stderr)
 
 
 def test_check_tells_a_row_a_network_and_what_stayed_whole(tmp_path: Path) -> None:

@@ -165,6 +165,6 @@ def test_stopped_right_after_every_file_that_it_writes(
     assert {"recovered-1.ckpt.safetensors", "recovery.json"} <= names
     assert {"removed.safetensors", "model.safetensors", "summary.json", "report.html"} <= names
     if "sparse_epochs" in changes:
-        assert {"sparse.ckpt.safetensors", "sparse.safetensors", "options.json"} <= names
-    assert {"dense.ckpt.safetensors", "finetune.ckpt.safetensors"} <= names
+        assert {"sparse.ckpt.new.safetensors", "sparse.safetensors", "options.json"} <= names
+    assert {"dense.ckpt.new.safetensors", "finetune.ckpt.new.safetensors"} <= names
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
