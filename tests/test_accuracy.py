@@ -163,6 +163,32 @@ def test_a_method_may_lack_a_part_or_have_more(accuracy: ModuleType) -> None:
         methods.find_method("A-without-taste")
 
 
+def test_a_cell_trains_as_its_method_and_its_network_ask(
+    accuracy: ModuleType, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cell = importlib.import_module("accuracy_run"), importlib.import_module("accuracy_cell")
+    monkeypatch.setitem(run.RECIPES, "resnet8", {"batch_size": 7, "precision": "float32"})
+    data = prunus.load_data("digits")
+    settings = cell.Settings(
+        data=data,
+        split=data.split(0.1, 0),
+        checkpoints={"resnet8": tmp_path / "dense.safetensors"},
+        work=tmp_path,
+        finetune_epochs=1,
+        dense_epochs=3,
+        calibration=32,
+        device=torch.device("cpu"),
+        on_epoch=lambda *_: None,
+    )
+    recipes = {
+        name: run.Run(cell.Cell("resnet8", 0.5, name), settings, 0.05).recipe()
+        for name in ("A-with-ema", "A", "scratch_e")
+    }
+    assert [recipe.ema for recipe in recipes.values()] == [0.99, 0, 0]
+    assert {(recipe.batch_size, recipe.precision) for recipe in recipes.values()} == {(7, "float32")}
+    assert recipes["scratch_e"].epochs == 3
+
+
 @pytest.mark.parametrize("which", ["group", "magnitude"])
 def test_torch_pruning_comes_as_close_to_the_budget_as_it_goes(accuracy: ModuleType, which: str) -> None:
     pytest.importorskip("torch_pruning")

@@ -29,6 +29,7 @@ from prunus.pipeline.run import prepare
 from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.search import rounds_epochs
 from prunus.plan import PruningPlan
+from prunus.stopping import Stopping
 from prunus.training import evaluate
 from prunus.verify import verify
 
@@ -216,7 +217,7 @@ def test_a_wrong_criterion_is_said_before_any_training(tmp_path: Path) -> None:
 def test_calibration_images_come_with_their_own_labels(tmp_path: Path) -> None:
     """In batches of many classes, none twice, and without augmentation."""
     config = RunConfig.model_validate({**SETTINGS, "out": tmp_path, "calibration_images": 200})
-    run = prepare(config, RunFolder(tmp_path), torch.device("cpu"), Console(file=io.StringIO()))
+    run = prepare(config, RunFolder(tmp_path), torch.device("cpu"), Console(file=io.StringIO()), Stopping())
     batches = run.labelled_calibration(64)
     assert [len(labels) for _, labels in batches] == [64, 64, 64, 8]
     images = run.normalize(run.split.train_images).flatten(1)

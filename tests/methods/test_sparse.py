@@ -150,6 +150,9 @@ def test_the_state_of_another_sparse_training_is_refused() -> None:
     SparseTraining(graph, rho=0.1).load_state(state)
     with pytest.raises(FileFormatError, match=r"another sparse training: rho is 0\.1 there and 0\.2 here"):
         SparseTraining(graph, rho=0.2).load_state(state)
+    del state["rho_now"]
+    with pytest.raises(FileFormatError, match="another sparse training: rho_now is missing; delete it"):
+        SparseTraining(graph, rho=0.1).load_state(state)
 
 
 @pytest.mark.parametrize(

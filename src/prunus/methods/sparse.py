@@ -143,6 +143,7 @@ class SparseTraining:
             for name, value in self._told.items()
             if state.get(name) != value
         ]
+        wrong += [f"{name} is missing" for name in ("rho_now", "before") if name not in state]
         if wrong:
             raise FileFormatError(
                 f"the checkpoint is of another sparse training: {', '.join(wrong)}; delete it to start this one again"

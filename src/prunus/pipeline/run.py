@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Run:
     data: ImageData
     split: Split
     console: Console
-    stopping: Stopping = field(default_factory=Stopping)
+    stopping: Stopping
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -126,13 +126,11 @@ class Run:
         self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def prepare(
-    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping | None = None
-) -> Run:
+def prepare(config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping) -> Run:
     """Load the data and hold part of it out; the seed decides which."""
     data = load_data(config.data, cache_dir=config.cache_dir, skip_bad_images=config.skip_bad_images)
     split = data.split(config.validation, config.seed)
-    run = Run(config, folder, device, data, split, console, stopping or Stopping())
+    run = Run(config, folder, device, data, split, console, stopping)
     skipped = f", {data.skipped} skipped" if data.skipped else ""
     run.say(
         f"data       {data.name}: {len(run.split.train_labels):,} training, {len(run.split.val_labels):,} validation, "
