@@ -11,6 +11,8 @@ from rich.console import Console
 
 from prunus import __version__
 from prunus.cli.check import check
+from prunus.cli.export import export
+from prunus.cli.predict import predict
 from prunus.cli.talk import run_and_show
 
 app = typer.Typer(
@@ -45,6 +47,8 @@ def _prunus(
     [bold]On your data:[/bold] [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB --out runs/a[/cyan]
 
     [bold]Any other network:[/bold] [cyan]prunus check timm:resnet18[/cyan] says what can be pruned, and what not
+
+    [bold]On another runtime:[/bold] [cyan]prunus export runs/a --to onnx[/cyan]
 
     [bold]All that can be set:[/bold] [cyan]prunus compress --help[/cyan]
     """
@@ -82,7 +86,8 @@ def compress(context: typer.Context) -> None:
     real(args=context.args, prog_name=context.command_path)
 
 
-app.command(no_args_is_help=True)(check)
+for command in (check, export, predict):
+    app.command(no_args_is_help=True)(command)
 
 
 def main() -> None:
