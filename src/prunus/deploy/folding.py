@@ -109,7 +109,8 @@ def _scaled(layer: Node, weight: Tensor, scale: Tensor) -> Tensor:
     groups = layer.args[at] if len(layer.args) > at else layer.kwargs.get("groups", 1)
     assert isinstance(groups, int)
     parts = weight.unflatten(0, (groups, -1))
-    return (parts * scale.view(groups, 1, -1, *(1,) * (weight.ndim - 2))).flatten(0, 1)
+    scaled: Tensor = parts * scale.view(groups, 1, -1, *(1,) * (weight.ndim - 2))
+    return scaled.flatten(0, 1)
 
 
 def _store(network: GraphModule, owner: str, name: str, value: Tensor) -> Node:
