@@ -13,7 +13,7 @@ import prunus
 SOURCE = Path(prunus.__file__).parent
 
 # What every part may import beside itself. `errors` and the file helpers lie at the bottom; `cli` at the top.
-BASE = {"errors", "files", "collector", "stopping"}
+BASE = {"errors", "files", "collector", "limits", "stopping"}
 TRACED = BASE | {"graph"}
 COSTED = TRACED | {"cost"}
 SCORED = COSTED | {"criteria", "budget"}
@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "collector": set(),
     "stopping": {"errors"},
-    "files": {"errors"},
+    "limits": {"errors"},
+    "files": {"errors", "limits"},
     "config": {"errors", "budget"},
     "budget": COSTED,
     "graph": BASE,
