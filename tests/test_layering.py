@@ -42,13 +42,15 @@ ALLOWED: dict[str, set[str]] = {
     "api": CUT | {"recovery"},
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
+    "inspecting": PRUNED | {"models", "checking"},  # what a trace says, with costs
+    "doctor": {"deploy", "data"},  # looks at what is installed, and at these for their folders and names
     "data": BASE,
     "training": BASE,  # knows nothing of pruning
     "report": BASE,  # reads files only
     "deploy": CUT | {"models"},
     "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
     "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods", "width_search"},
-    "cli": BASE | {"config", "pipeline", "report", "checking", "models"},
+    "cli": BASE | {"config", "pipeline", "report", "checking", "inspecting", "doctor", "models"},
     "__main__": {"cli"},
 }
 

@@ -196,6 +196,8 @@ def test_the_commands_export_a_run_and_predict_with_its_files(run: Path, tmp_pat
     for file in ("export/model.onnx", "export/model.pt2", "model.safetensors", ""):
         told = command("predict", str(run / file), *map(str, images), "--top", "1")
         assert told.stdout.splitlines() == [f"{image}: {line}" for image, line in zip(images, likeliest, strict=True)]
+    rows = json.loads(command("predict", str(run), str(images[0]), "--json").stdout)
+    assert len(rows) == 1 and next(iter(rows[0]["classes"])) == data.classes[int(expected[0].argmax())]
 
 
 def test_the_dense_network_and_any_network_by_name_are_exported(run: Path, tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from prunus.cli.talk import run_and_show
+from prunus.cli.talk import JsonFlag, Quiet, Talk, run_and_show
 
 
 def export(
@@ -32,6 +31,8 @@ def export(
     input_shape: Annotated[
         str | None, typer.Option(help="Channels, height and width, where nothing else says them.", metavar="C,H,W")
     ] = None,
+    json: JsonFlag = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a network for other runtimes, and prove each file: run in its own runtime, beside PyTorch.
 
@@ -45,13 +46,13 @@ def export(
     One that does not agree with PyTorch is not kept. BatchNorm is folded, exactly to rounding; --no-fold leaves it.
     """
 
-    def run(console: Console) -> None:
-        from prunus.pipeline.exporting import export_source
+    def run(talk: Talk) -> None:
+        from prunus.pipeline.exporting import export_source, plain_row, results_table
 
-        export_source(
+        rows = export_source(
             source,
             [name.strip() for name in to.split(",") if name.strip()],
-            console,
+            talk.messages,
             out=out,
             dense=dense,
             fold=fold,
@@ -59,8 +60,14 @@ def export(
             network=network,
             input_shape=_shape(input_shape),
         )
+        if json:
+            from json import dumps
 
-    run_and_show(run, stopped="stopped")
+            talk.data(dumps([plain_row(row) for row in rows], indent=2))
+        else:
+            talk.out.print(results_table(rows))
+
+    run_and_show(run, stopped="stopped", quiet=quiet)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""`prunus export`: files of a run's network for other runtimes, and a table of how they compare."""
+"""`prunus export`: files of a run's network for other runtimes, and how they compare."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def export_source(
     fold: bool = True,
     samples: int | None = None,
 ) -> list[Exported]:
-    """Write a network's files, compare them, print a table, and leave the figures in export.json beside them.
+    """Write a network's files, compare them, and leave the figures in export.json beside them.
 
     Args:
         source: a run folder, a model file, or a network's name.
         to: names of formats.
-        console: where the table goes.
+        console: where is said what happens.
         out: folder of the files; by default `export` in the run folder.
         dense: take the run's network before the removal.
         network: what a model file from outside the zoo was pruned from.
@@ -55,12 +55,12 @@ def export_source(
     for exported in export_each(subject.model, folder, to, subject.info, name=name, samples=subject.samples, fold=fold):
         done.append(exported)
         console.print(f"wrote {exported.files[0]}", highlight=False, soft_wrap=True)
-        atomic_write_json(folder / RESULTS, [_plain(row) for row in done])
-    console.print(_table(done, on_test_images=subject.samples is not None))
+        atomic_write_json(folder / RESULTS, [plain_row(row) for row in done])
     return done
 
 
-def _plain(row: Exported) -> dict[str, object]:
+def plain_row(row: Exported) -> dict[str, object]:
+    """Say in plain data what came of a file."""
     return {
         "format": row.format,
         "files": [file.name for file in row.files],
@@ -72,9 +72,10 @@ def _plain(row: Exported) -> dict[str, object]:
     }
 
 
-def _table(rows: Sequence[Exported], *, on_test_images: bool) -> Table:
+def results_table(rows: Sequence[Exported]) -> Table:
+    """Lay out how files compare with PyTorch."""
     images = rows[0].comparison.images
-    what = "test images" if on_test_images else "images of noise"
+    what = "images of noise" if rows[0].comparison.accuracy is None else "test images"
     title = f"beside PyTorch, on {images:,} {what}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("file", overflow="fold")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.text import Text
 
 from prunus.data.decode import Encoded, decode_all
 from prunus.deploy import FileInfo, Runner, open_exported
@@ -44,13 +42,6 @@ def predict(file: str | Path, images: Sequence[str | Path], *, top: int = 3, thr
     """
     runner = open_exported(model_file(file) or Path(file), threads)
     return [_predict_one(runner, Path(image), top) for image in images]
-
-
-def show(predictions: Sequence[Prediction], console: Console) -> None:
-    """Print a line for every image: its path, then class and probability of the likeliest."""
-    for prediction in predictions:
-        named = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
-        console.print(Text(f"{prediction.image}: {named}"), soft_wrap=True)
 
 
 def _predict_one(runner: Runner, image: Path, top: int) -> Prediction:
