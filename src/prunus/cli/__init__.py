@@ -11,7 +11,9 @@ import typer
 from prunus import __version__
 from prunus.cli.check import check
 from prunus.cli.doctor import doctor
+from prunus.cli.export import export
 from prunus.cli.inspect import inspect
+from prunus.cli.predict import predict
 from prunus.cli.talk import JsonFlag, Quiet, Talk, run_and_show
 
 app = typer.Typer(
@@ -48,6 +50,8 @@ def _prunus(
     [bold]Any other network:[/bold] [cyan]prunus inspect timm:resnet18[/cyan] shows what can be pruned, and what not
 
     [bold]Something is missing?[/bold] [cyan]prunus doctor[/cyan]
+
+    [bold]On another runtime:[/bold] [cyan]prunus export runs/a --to onnx[/cyan]
 
     [bold]All that can be set:[/bold] [cyan]prunus compress --help[/cyan]
     """
@@ -87,8 +91,8 @@ def compress(context: typer.Context) -> None:
     real(args=context.args, prog_name=context.command_path)
 
 
-app.command(no_args_is_help=True)(inspect)
-app.command(no_args_is_help=True)(check)
+for command in (inspect, check, export, predict):
+    app.command(no_args_is_help=True)(command)
 app.command()(doctor)
 
 
