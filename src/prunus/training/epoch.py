@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from prunus.errors import TrainingError
 from prunus.stopping import Stopping
 from prunus.training.checkpoint import Position
+from prunus.training.compiling import Forward
 from prunus.training.distillation import Loss
 from prunus.training.hardware import Compute
 from prunus.training.optimiser import learning_rate, set_learning_rate
@@ -46,6 +47,7 @@ class Parts:
     """What a step works with."""
 
     model: nn.Module
+    forward: Forward  # of `model`, compiled or not
     optimiser: torch.optim.Optimizer
     average: AveragedModel | None
     loss: Loss
@@ -105,17 +107,14 @@ def train_epoch(
         chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         batch = compute.lay_out(augment(data.train_images[chosen], generator))
         target = data.train_labels[chosen]
-        with compute.autocast():
-            logits = model(batch)
-        loss = parts.loss(logits.float(), batch, target)
         optimiser.zero_grad()
-        torch.autograd.backward(loss)
+        loss, right = _learn(parts, batch, target, recipe.accumulate)
         optimiser.step()
         if parts.average is not None:
             parts.average.update_parameters(model)
 
-        loss_sum += loss.detach()
-        correct += (logits.detach().argmax(1) == target).sum()
+        loss_sum += loss
+        correct += right
         seen += len(chosen)
         last = step + 1 == steps
         pausing = not last and pause.due
@@ -133,6 +132,25 @@ def train_epoch(
             pause.take(reached)
     seen += position.step * recipe.batch_size
     return {"loss": loss_sum.item() / steps, "train_accuracy": correct.item() / seen}
+
+
+def _learn(parts: Parts, batch: Tensor, target: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of a batch's mean loss, piece by piece; return the loss and how many are named right."""
+    losses, right = [], []
+    for images, labels in zip(batch.tensor_split(pieces), target.tensor_split(pieces), strict=True):
+        if not len(labels):  # of fewer images than pieces
+            continue
+        if parts.compute.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # what an earlier pass gave may be overwritten
+        with parts.compute.autocast():
+            logits = parts.forward(images)
+        loss = parts.loss(logits.float(), images, labels)
+        if len(labels) < len(batch):
+            loss = loss * (len(labels) / len(batch))
+        torch.autograd.backward(loss)
+        losses.append(loss.detach())
+        right.append((logits.detach().argmax(1) == labels).sum())
+    return (losses[0], right[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(right).sum())
 
 
 def stop_unless_finite(loss: float, epoch: int, recipe: Recipe) -> None:
