@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import prunus
 from prunus import checking, pipeline
 from prunus.checking import CheckRow, FrozenChannels
 from prunus.cli import app
-from prunus.cli.talk import STOPPED, run_and_show
+from prunus.cli.talk import STOPPED, Talk, run_and_show
 from prunus.config import RunConfig
 from prunus.errors import BudgetError, ConfigError
 from tests.report.sample_run import write_run
@@ -127,7 +126,7 @@ def test_ctrl_c_is_calm(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    def wrong(_: Console) -> Path:
+    def wrong(_: Talk) -> Path:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -135,7 +134,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 def test_exit_codes_without_a_runner(capsys: pytest.CaptureFixture[str]) -> None:
-    def wrong(_: Console) -> Path:
+    def wrong(_: Talk) -> Path:
         raise ConfigError("no")
 
     with pytest.raises(typer.Exit) as caught:
@@ -219,7 +218,7 @@ def test_the_time_box_ends_with_exit_code_3_and_the_same_command_goes_on(tmp_pat
 def test_check_tells_a_row_a_network_and_what_stayed_whole(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     (tmp_path / "list.txt").write_text("resnet8  # the smallest\n")
-    result = prunus_command("check", f"@{tmp_path}/list.txt", "tests.blocks:c2f", "--ratio", "0.3", "--json", str(file))
+    result = prunus_command("check", f"@{tmp_path}/list.txt", "tests.blocks:c2f", "--ratio", "0.3", "--rows", str(file))
     assert result.exit_code == 0, result.output
     out = plain(result.stdout)
     assert "30% of every group's channels removed" in out
@@ -268,7 +267,7 @@ def test_equal_reasons_are_one_line_and_many_are_cut(monkeypatch: pytest.MonkeyP
     out = plain(prunus_command("check", "resnet8").stdout)
     assert "b.weight and 49 more, 400 channels: adds [channels] up (aten.cumsum at net.py:3)\n" in out
     assert "a10.weight" in out and "a11.weight" not in out
-    assert "and 9 more reasons; --json FILE writes all of them" in out
+    assert "and 9 more reasons; --verbose shows all of them" in out
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def test_equal_reasons_are_one_line_and_many_are_cut(monkeypatch: pytest.MonkeyP
             ["resnet21", "timm:resnet18s"],
             r"named 'resnet21'\. Did you mean .*\n.*timm \S+ has no model named 'resnet18s'",
         ),
-        (["--json", "rows.json"], "name a network, such as resnet20 or timm:resnet18, or ask for --all"),
+        (["--rows", "rows.json"], "name a network, such as resnet20 or timm:resnet18, or ask for --all"),
         (["@/no/such/list.txt"], "no list of networks at /no/such/list.txt"),
         (["resnet8", "--ratio", "1"], "--ratio"),
     ],
@@ -305,5 +304,5 @@ def test_ctrl_c_ends_a_check_calmly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_help_of_check_teaches_by_example() -> None:
     text = plain(prunus_command("check", "--help").output)
-    for part in ("timm:efficientnet_b0", "mypackage.nets:build", "@networks.txt", "--all --ratio 0.3 --json rows.json"):
+    for part in ("timm:efficientnet_b0", "mypackage.nets:build", "@networks.txt", "--all --ratio 0.3 --rows rows.json"):
         assert part in text

@@ -13,7 +13,7 @@ import prunus
 SOURCE = Path(prunus.__file__).parent
 
 # What every part may import beside itself. `errors` and the file helpers lie at the bottom; `cli` at the top.
-BASE = {"errors", "files", "collector", "stopping"}
+BASE = {"errors", "files", "collector", "limits", "stopping"}
 TRACED = BASE | {"graph"}
 COSTED = TRACED | {"cost"}
 SCORED = COSTED | {"criteria", "budget"}
@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "collector": set(),
     "stopping": {"errors"},
-    "files": {"errors"},
+    "limits": {"errors"},
+    "files": {"errors", "limits"},
     "config": {"errors", "budget"},
     "budget": COSTED,
     "graph": BASE,
@@ -41,13 +42,15 @@ ALLOWED: dict[str, set[str]] = {
     "api": CUT | {"recovery"},
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
+    "inspecting": PRUNED | {"models", "checking"},  # what a trace says, with costs
+    "doctor": {"deploy", "data"},  # looks at what is installed, and at these for their folders and names
     "data": BASE,
     "training": BASE,  # knows nothing of pruning
     "report": BASE,  # reads files only
     "deploy": CUT | {"models"},
     "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
     "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods", "width_search"},
-    "cli": BASE | {"config", "pipeline", "report", "checking", "models"},
+    "cli": BASE | {"config", "pipeline", "report", "checking", "inspecting", "doctor", "models"},
     "__main__": {"cli"},
 }
 

@@ -34,7 +34,7 @@ def test_every_command_of_the_readme_parses(line: str, tmp_path: Path, monkeypat
     (tmp_path / "run.yaml").write_text("epochs: 3\n")
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(line)[1:]
-    extra = ["--help"] if arguments[0] in {"demo", "check"} else ["--print-config"]
+    extra = ["--help"] if arguments[0] in {"demo", "check", "export", "predict"} else ["--print-config"]
     result = CliRunner().invoke(app, [*arguments, *extra])
     assert result.exit_code == 0, result.output
 
@@ -110,3 +110,17 @@ def test_version_licence_and_changelog_agree() -> None:
     assert project["license"] == "MIT"
     assert "Prunus contributors" in (ROOT / "LICENSE").read_text()
     assert project["scripts"] == {"prunus": "prunus.cli:main"}
+
+
+def test_the_page_on_deployment_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    commands = [line for block in blocks(text, "sh") for line in block.splitlines() if line.startswith("prunus ")]
+    assert len(commands) >= 5
+    for line in commands:
+        parsed = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
+        assert parsed.exit_code == 0, parsed.output
+    monkeypatch.chdir(tmp_path)
+    opened, runtime = blocks(text, "python")
+    run_python(opened, tmp_path)
+    prunus.export(prunus.build_model("resnet8"), tmp_path, ["onnx"], input_shape=(3, 32, 32))
+    run_python(runtime, tmp_path)

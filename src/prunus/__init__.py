@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prunus.cost import Cost, count_cost, predict_cost
     from prunus.criteria import CRITERIA, score
     from prunus.data import ImageData, load_data
-    from prunus.deploy import load, measure_latency, save
+    from prunus.deploy import Exported, export, load, measure_latency, open_exported, save
     from prunus.errors import (
         BudgetError,
         ConfigError,
@@ -59,6 +59,7 @@ __all__ = [
     "ConfigError",
     "Cost",
     "DataError",
+    "Exported",
     "FileFormatError",
     "ImageData",
     "ModelError",
@@ -85,11 +86,13 @@ __all__ = [
     "choose_options",
     "compensate",
     "count_cost",
+    "export",
     "load",
     "load_data",
     "measure_latency",
     "migrate_optimizer",
     "op_rule",
+    "open_exported",
     "over_channels",
     "over_space",
     "pointwise",
@@ -113,7 +116,7 @@ _HOMES = {
     "prunus.cost": ("Cost", "count_cost", "predict_cost"),
     "prunus.criteria": ("CRITERIA", "score"),
     "prunus.data": ("ImageData", "load_data"),
-    "prunus.deploy": ("load", "measure_latency", "save"),
+    "prunus.deploy": ("Exported", "export", "load", "measure_latency", "open_exported", "save"),
     "prunus.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "prunus.graph.channels": ("ChannelGraph",),
     "prunus.graph.rules.own": ("op_rule", "over_channels", "over_space", "remove_op_rule"),

@@ -21,6 +21,10 @@ from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 
 from prunus.errors import FileFormatError, RunError
+from prunus.limits import advice
+
+TEMPORARY = f".*.{'[0-9a-f]' * 8}.tmp"
+"""Pattern of the names of files that are being written."""
 
 _HEADER_ALIGNMENT = 8  # bytes; what the safetensors format asks of its header
 _DIGEST = "sha256"  # metadata key of the checksum
@@ -45,9 +49,7 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}; free the place or choose another folder"
-        ) from error
+        raise RunError(f"cannot write {path}: {error.strerror or error}; {advice(error)}") from error
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

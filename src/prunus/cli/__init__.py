@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from prunus import __version__
 from prunus.cli.check import check
-from prunus.cli.talk import run_and_show
+from prunus.cli.doctor import doctor
+from prunus.cli.export import export
+from prunus.cli.inspect import inspect
+from prunus.cli.predict import predict
+from prunus.cli.talk import JsonFlag, Quiet, Talk, run_and_show
 
 app = typer.Typer(
     name="prunus",
@@ -44,7 +47,11 @@ def _prunus(
 
     [bold]On your data:[/bold] [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB --out runs/a[/cyan]
 
-    [bold]Any other network:[/bold] [cyan]prunus check timm:resnet18[/cyan] says what can be pruned, and what not
+    [bold]Any other network:[/bold] [cyan]prunus inspect timm:resnet18[/cyan] shows what can be pruned, and what not
+
+    [bold]Something is missing?[/bold] [cyan]prunus doctor[/cyan]
+
+    [bold]On another runtime:[/bold] [cyan]prunus export runs/a --to onnx[/cyan]
 
     [bold]All that can be set:[/bold] [cyan]prunus compress --help[/cyan]
     """
@@ -57,6 +64,8 @@ def demo(
     fresh: Annotated[
         bool, typer.Option("--fresh", metavar="", help="Delete an earlier run in the folder, and start over.")
     ] = False,
+    json: JsonFlag = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train, prune, verify and fine-tune a small network on handwritten digits: two minutes, no download.
 
@@ -64,12 +73,12 @@ def demo(
     network, the plan, the verification, and report.html to look at.
     """
 
-    def run(console: Console) -> Path:
+    def run(talk: Talk) -> Path:
         from prunus.pipeline import demo as run_demo
 
-        return run_demo(out, console, seed=seed, fresh=fresh)
+        return run_demo(out, talk.messages, seed=seed, fresh=fresh)
 
-    run_and_show(run)
+    run_and_show(run, quiet=quiet, json=json)
 
 
 # The flags of `compress` are made from RunConfig, whose library takes longer to import than `prunus --help` may last:
@@ -82,7 +91,9 @@ def compress(context: typer.Context) -> None:
     real(args=context.args, prog_name=context.command_path)
 
 
-app.command(no_args_is_help=True)(check)
+for command in (inspect, check, export, predict):
+    app.command(no_args_is_help=True)(command)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
-from prunus.cli.talk import run_and_show
+from prunus.cli.inspect import frozen_line
+from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 COLOURS = {"exact": "green", "approximate": "yellow", "failed": "bold red"}
 STAGES = ("trace", "plan", "remove", "verify")
 
-_FROZEN_SHOWN = 12  # reasons a network; the file of --json holds them all
+_FROZEN_SHOWN = 12  # reasons a network; --verbose shows all of them
 
 
 def check(
@@ -42,10 +43,14 @@ def check(
     everything: Annotated[
         bool, typer.Option("--all", metavar="", help="Check every network that comes with Prunus.")
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option(help="Write the rows to a file, again after each of them.", metavar="FILE")
+    rows_file: Annotated[
+        Path | None,
+        typer.Option("--rows", help="Write the rows as JSON to a file, again after each of them.", metavar="FILE"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and inputs.", metavar="N", min=0)] = 0,
+    json: JsonFlag = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say of any network whether Prunus can prune it, how small it gets, and what stays whole and why.
 
@@ -65,7 +70,7 @@ def check(
 
     [bold]Many at once,[/bold] with another ratio, and the rows in a file:
 
-    [cyan]prunus check --all --ratio 0.3 --json rows.json[/cyan]
+    [cyan]prunus check --all --ratio 0.3 --rows rows.json[/cyan]
 
     [cyan]prunus check @networks.txt[/cyan]
 
@@ -74,20 +79,23 @@ def check(
     """
     rows: list[CheckRow] = []
 
-    def run(console: Console) -> None:
+    def run(talk: Talk) -> None:
         sources = _find([*(models or [])], read, everything)
         from prunus.checking import check_model
 
-        with _progress(len(sources)) as (begin, end):
+        with _progress(len(sources), talk.messages) as (begin, end):
             for source in sources:
                 begin(source.spec)
                 rows.append(check_model(source, ratio, seed=seed))
                 end(rows[-1])
-                if json is not None:
-                    _write(json, rows)
-        console.print(*_page(rows), sep="\n")
+                if rows_file is not None:
+                    _write(rows_file, rows)
+        if json:
+            talk.data(_as_json(rows))
+        else:
+            talk.out.print(*_page(rows, None if talk.verbose else _FROZEN_SHOWN), sep="\n")
 
-    run_and_show(run, stopped="stopped")
+    run_and_show(run, stopped="stopped", quiet=quiet, verbose=verbose)
     if any(row.verdict == "failed" for row in rows):
         raise typer.Exit(1)
 
@@ -120,16 +128,19 @@ def _find(names: Sequence[str], read: Path | None, everything: bool) -> list[Sou
 def _write(path: Path, rows: Sequence[CheckRow]) -> None:
     from prunus.files import atomic_write_text
 
+    atomic_write_text(path, f"{_as_json(rows)}\n")
+
+
+def _as_json(rows: Sequence[CheckRow]) -> str:
     text = ",\n".join(row.model_dump_json() for row in rows)
-    atomic_write_text(path, f"[\n{text}\n]\n")
+    return f"[\n{text}\n]"
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[CheckRow], None]]]:
+def _progress(total: int, console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[CheckRow], None]]]:
     """Show on stderr, if there are several networks, which one runs and a line for each that is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -155,7 +166,7 @@ def _line(row: CheckRow) -> Text:
     return Text.assemble((f"{row.verdict:<11} ", COLOURS[row.verdict]), f"{row.spec}  {figures}")
 
 
-def _page(rows: Sequence[CheckRow]) -> Iterable[Table | Text | Group]:
+def _page(rows: Sequence[CheckRow], shown: int | None) -> Iterable[Table | Text | Group]:
     """Lay out the table, and below it what failed or is approximate, and what stayed whole."""
     yield _table(rows)
     reasons = [row for row in rows if row.reason]
@@ -163,7 +174,7 @@ def _page(rows: Sequence[CheckRow]) -> Iterable[Table | Text | Group]:
         yield Group(*(Text.assemble((row.spec, COLOURS[row.verdict]), f": {row.reason}") for row in reasons))
     for row in rows:
         if row.frozen:
-            yield _frozen(row)
+            yield _frozen(row, shown)
     yield Text(_totals(rows))
 
 
@@ -194,16 +205,10 @@ def _stage(row: CheckRow, stage: str) -> str:
     return f"{row.seconds[stage]:.2f}" if stage in row.seconds else "–"
 
 
-def _frozen(row: CheckRow) -> Group:
-    lines = [Text.assemble((row.spec, "bold"), " keeps whole:")]
-    for frozen in row.frozen[:_FROZEN_SHOWN]:
-        more = f" and {frozen.count - 1} more" if frozen.count > 1 else ""
-        by = " ".join(part for part in (frozen.op, f"at {frozen.where}" if frozen.where else "") if part)
-        lines.append(
-            Text(f"  {frozen.tensor}{more}, {frozen.channels} channels: {frozen.reason}" + (f" ({by})" if by else ""))
-        )
-    if len(row.frozen) > _FROZEN_SHOWN:
-        lines.append(Text(f"  … and {len(row.frozen) - _FROZEN_SHOWN} more reasons; --json FILE writes all of them"))
+def _frozen(row: CheckRow, shown: int | None) -> Group:
+    lines = [Text.assemble((row.spec, "bold"), " keeps whole:"), *map(frozen_line, row.frozen[:shown])]
+    if shown is not None and len(row.frozen) > shown:
+        lines.append(Text(f"  … and {len(row.frozen) - shown} more reasons; --verbose shows all of them"))
     return Group(*lines)
 
 

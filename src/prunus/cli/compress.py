@@ -9,14 +9,21 @@ from typing import Annotated, Any
 
 import typer
 from pydantic.fields import FieldInfo
-from rich.console import Console
 from rich.markup import escape
 
-from prunus.cli.talk import run_and_show
+from prunus.cli.talk import Talk, run_and_show
 from prunus.config import RunConfig, flag_name, load_config
 
 
-def compress(config: Path | None, print_config: bool, fresh: bool, max_minutes: float | None, **flags: object) -> None:
+def compress(
+    config: Path | None,
+    print_config: bool,
+    fresh: bool,
+    max_minutes: float | None,
+    json: bool,
+    quiet: bool,
+    **flags: object,
+) -> None:
     """Train a network, remove its redundant channels to a budget, prove the removal right, fine-tune, and report.
 
     [bold]A budget is what the small network may cost.[/bold] At least one is needed; all that are given hold together.
@@ -36,16 +43,16 @@ def compress(config: Path | None, print_config: bool, fresh: bool, max_minutes: 
     Stop it with Ctrl-C at any time: the same command goes on where it was.
     """
 
-    def run(console: Console) -> Path | None:
+    def run(talk: Talk) -> Path | None:
         settings = load_config(config, flags)
         if print_config:
             typer.echo(settings.to_yaml(), nl=False)
             return None
         from prunus.pipeline import compress as run_pipeline
 
-        return run_pipeline(settings, console, fresh=fresh, max_minutes=max_minutes)
+        return run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes)
 
-    run_and_show(run)
+    run_and_show(run, quiet=quiet, json=json)
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -77,6 +84,10 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
         help="Stop at a checkpoint after so long, with exit code 3; the same command goes on.",
         rich_help_panel="Running",
     )
+    as_json = typer.Option("--json", metavar="", help="Print JSON in place of the table.", rich_help_panel="Running")
+    silent = typer.Option(
+        "--quiet", "-q", metavar="", help="Say nothing but the result and errors.", rich_help_panel="Running"
+    )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),
@@ -84,6 +95,8 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("max_minutes", keyword, default=None, annotation=Annotated[float | None, time_box]),
         inspect.Parameter("fresh", keyword, default=False, annotation=Annotated[bool, again]),
         inspect.Parameter("print_config", keyword, default=False, annotation=Annotated[bool, show]),
+        inspect.Parameter("json", keyword, default=False, annotation=Annotated[bool, as_json]),
+        inspect.Parameter("quiet", keyword, default=False, annotation=Annotated[bool, silent]),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -13,6 +13,7 @@ from rich.console import Console
 from prunus.config import RunConfig
 from prunus.deploy import load
 from prunus.errors import FileFormatError
+from prunus.limits import said_in_words
 from prunus.pipeline.dense import obtain_dense
 from prunus.pipeline.environment import describe_environment
 from prunus.pipeline.finish import obtain_finetuned, write_summary
@@ -53,13 +54,18 @@ def compress(
         RunError: the folder is in use, or belongs to a run with other settings.
         BudgetError: the budget cannot be reached; said before any training.
         VerificationError: the removal went wrong; the network is not trained on.
+        RunError: memory or disk ran out; what was finished before, checkpoints included, is kept.
         PrunusError: whatever else a user can cause, with what to do about it.
     """
     console = console or Console()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    with Stopping(max_minutes) as stopping, open_run(config, describe_environment(device), fresh=fresh) as folder:
+    with (
+        Stopping(max_minutes) as stopping,
+        said_in_words(lambda: _smaller(config)),
+        open_run(config, describe_environment(device), fresh=fresh) as folder,
+    ):
         if folder.summary.exists():
             console.print(f"{folder.path} is finished; type the command with --fresh to start over", highlight=False)
         else:
@@ -90,6 +96,16 @@ def _carry_out(
         write_summary(run, trained, small)
     except FileFormatError as error:
         raise _with_a_way_on(error, folder) from error
+
+
+def _smaller(config: RunConfig) -> str:
+    """Say what needs less memory, and how to keep what is finished."""
+    folder = RunFolder(config.run_dir)
+    keep = f" --checkpoint {folder.dense}" if folder.dense.exists() else ""
+    return (
+        f"What was finished is kept in {folder.path}; the same command goes on there once memory is free. Smaller batches "
+        f"need less: --batch-size {max(1, config.batch_size // 2)} --out ANOTHER{keep}"
+    )
 
 
 def _with_a_way_on(error: FileFormatError, folder: RunFolder) -> FileFormatError:

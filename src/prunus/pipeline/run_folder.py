@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from prunus.config import RunConfig, load_config
 from prunus.errors import ConfigError, FileFormatError, RunError
-from prunus.files import atomic_write_json, atomic_write_text, read_bytes
+from prunus.files import TEMPORARY, atomic_write_json, atomic_write_text, read_bytes
 
 _LOCK = ".lock"
 
@@ -121,6 +121,10 @@ class RunFolder:
         )
         return (*own, *sorted(self.checkpoints.glob("*.safetensors")))
 
+    def leftovers(self) -> tuple[Path, ...]:
+        """Return what a killed process was writing: never whole, and never looked at."""
+        return tuple(file for place in (self.path, self.checkpoints) for file in place.glob(TEMPORARY))
+
     def has_results(self) -> bool:
         """Say whether there is anything to go on from, and to lose: an epoch or a network."""
         return self.dense.exists() or bool(self.read_metrics()) or any(self.checkpoints.glob("*.safetensors"))
@@ -186,6 +190,8 @@ def open_run(config: RunConfig, environment: Mapping[str, Any], *, fresh: bool =
             f"cannot make the run folder {folder.path}: {error.strerror}; choose another with --out"
         ) from error
     with _locked(folder.path):
+        for file in folder.leftovers():
+            file.unlink(missing_ok=True)
         if fresh:
             for file in folder.files():
                 file.unlink(missing_ok=True)

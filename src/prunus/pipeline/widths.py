@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -31,7 +32,7 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
     starts += [dataclasses.replace(choice, normalize=normalize) for normalize in get_args(Normalize)]
     held_out = run.split.val_images
     chosen = torch.linspace(0, len(held_out) - 1, min(_GUIDES, len(held_out))).long()
-    with _Display() as display:
+    with _Display(run.stopping.check) as display:
         found = search_widths(
             dense.to(run.device),
             graph,
@@ -60,9 +61,13 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
 
 
 class _Display:
-    """Shows a search on stderr: a bar on a terminal, a line for every better network elsewhere."""
+    """Shows a search on stderr: a bar on a terminal, a line for every better network elsewhere.
 
-    def __init__(self) -> None:
+    It asks after every trial, which is on the disk by then, whether the run has to stop.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -84,3 +89,4 @@ class _Display:
         if self._lines is not None and best != self._best:
             self._lines.print(said, highlight=False, soft_wrap=True)
         self._best = best
+        self._check()

@@ -1,0 +1,135 @@
+"""The formats that Prunus exports to: one line each, what it is called, how it is written and how it is opened.
+
+Another one is a module with `write` and `open_file`, and a line in FORMATS.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from prunus.deploy.capturing import Captured
+from prunus.deploy.file_info import FileInfo
+from prunus.deploy.formats import onnx, own, pt2
+from prunus.deploy.runner import Runner
+from prunus.errors import ConfigError, FileFormatError
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    Attributes:
+        name: what `--to` calls it.
+        runtime: what `--runtime` calls the runtime that opens it.
+        suffix: end of the file's name.
+        extra: the extra of Prunus that brings what it needs, "" for none.
+        writing: modules that must be there to write one.
+        running: modules that must be there to open one.
+        write: writes a captured network with its description to a path, and returns every file it wrote, the one to
+            open first; None where files are made another way.
+        open: opens a file in its runtime, on so many threads.
+        any_batch: whether files may take any number of images at once.
+    """
+
+    name: str
+    runtime: str
+    suffix: str
+    extra: str
+    writing: tuple[str, ...]
+    running: tuple[str, ...]
+    write: Callable[[Captured, Path, FileInfo], tuple[Path, ...]] | None
+    open: Callable[[Path, int], Runner]
+    any_batch: bool
+
+
+FORMATS: dict[str, Format] = {
+    found.name: found
+    for found in (
+        Format(
+            name="onnx",
+            runtime="ort",
+            suffix=".onnx",
+            extra="onnx",
+            writing=("onnx", "onnxscript", "onnxruntime"),
+            running=("onnxruntime",),
+            write=onnx.write,
+            open=onnx.open_file,
+            any_batch=True,
+        ),
+        Format(
+            name="pt2",
+            runtime="torch",
+            suffix=".pt2",
+            extra="",
+            writing=(),
+            running=(),
+            write=pt2.write,
+            open=pt2.open_file,
+            any_batch=True,
+        ),
+        Format(
+            name="safetensors",
+            runtime="torch",
+            suffix=".safetensors",
+            extra="",
+            writing=(),
+            running=(),
+            write=None,  # by prunus.save, from the network itself
+            open=own.open_file,
+            any_batch=True,
+        ),
+    )
+}
+WRITTEN = tuple(name for name, found in FORMATS.items() if found.write)
+"""Formats that `prunus export` writes."""
+
+
+def find_format(name: str) -> Format:
+    """Look up a format that can be written, with what it needs.
+
+    Raises:
+        ConfigError: there is no such format, or what writes it is not installed.
+    """
+    if name not in WRITTEN:
+        near = difflib.get_close_matches(name.lower(), WRITTEN, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--to {name}: there is no such format.{hint} The formats are: {', '.join(WRITTEN)}.")
+    found = FORMATS[name]
+    _require(found, found.writing, f"--to {name}")
+    return found
+
+
+def open_exported(path: str | Path, threads: int = 1) -> Runner:
+    """Open an exported file, or a model file of Prunus, in its own runtime, without running code that it may hold.
+
+    Args:
+        path: the file; of several that belong together, the one that the format names.
+        threads: CPU threads within an operator.
+
+    Raises:
+        FileFormatError: it is no such file, cut short, damaged or hostile.
+        ConfigError: its runtime is not installed.
+    """
+    path = Path(path)
+    for found in FORMATS.values():
+        if path.name.endswith(found.suffix):
+            break
+    else:
+        suffixes = ", ".join(found.suffix for found in FORMATS.values())
+        raise FileFormatError(f"{path} has none of the endings that Prunus opens: {suffixes}")
+    if not path.is_file():
+        raise FileFormatError(f"no file at {path}: there is no such file")
+    _require(found, found.running, str(path))
+    return found.open(path, threads)
+
+
+def _require(found: Format, modules: Iterable[str], where: str) -> None:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"{where} needs {', '.join(missing)}, not installed here: pip install 'prunus[{found.extra}]'"
+        )

@@ -1,0 +1,100 @@
+"""`prunus export`: files of a run's network for other runtimes, and how they compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prunus.deploy import Exported, export_each, find_format
+from prunus.files import atomic_write_json
+from prunus.pipeline.subjects import find_subject
+from prunus.report import numbers
+
+RESULTS = "export.json"
+
+
+def export_source(
+    source: str,
+    to: Sequence[str],
+    console: Console,
+    *,
+    out: Path | None = None,
+    dense: bool = False,
+    network: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    fold: bool = True,
+    samples: int | None = None,
+) -> list[Exported]:
+    """Write a network's files, compare them, and leave the figures in export.json beside them.
+
+    Args:
+        source: a run folder, a model file, or a network's name.
+        to: names of formats.
+        console: where is said what happens.
+        out: folder of the files; by default `export` in the run folder.
+        dense: take the run's network before the removal.
+        network: what a model file from outside the zoo was pruned from.
+        input_shape: of one image, where nothing else says it.
+        fold: fold BatchNorm into the layers before it.
+        samples: of the test images, at most; all by default.
+    """
+    for wanted in to:
+        find_format(wanted)  # before anything is loaded
+    subject = find_subject(source, dense=dense, network=network, input_shape=input_shape, count=samples)
+    folder = out or subject.folder
+    if subject.note:
+        console.print(subject.note, highlight=False, soft_wrap=True)
+    done: list[Exported] = []
+    name = "dense" if dense else "model"
+    for exported in export_each(subject.model, folder, to, subject.info, name=name, samples=subject.samples, fold=fold):
+        done.append(exported)
+        console.print(f"wrote {exported.files[0]}", highlight=False, soft_wrap=True)
+        atomic_write_json(folder / RESULTS, [plain_row(row) for row in done])
+    return done
+
+
+def plain_row(row: Exported) -> dict[str, object]:
+    """Say in plain data what came of a file."""
+    return {
+        "format": row.format,
+        "files": [file.name for file in row.files],
+        "size_bytes": row.size_bytes,
+        "runtime": row.runtime,
+        "batchnorm_folded": row.info.batchnorm_folded,
+        "precision": row.info.precision,
+        "comparison": dataclasses.asdict(row.comparison),
+    }
+
+
+def results_table(rows: Sequence[Exported]) -> Table:
+    """Lay out how files compare with PyTorch."""
+    images = rows[0].comparison.images
+    what = "images of noise" if rows[0].comparison.accuracy is None else "test images"
+    title = f"beside PyTorch, on {images:,} {what}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for heading in ("size", "worst error", "same class", "accuracy\nfile / PyTorch"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("runtime", overflow="fold")
+    for row in rows:
+        found = row.comparison
+        accuracies = (
+            f"{numbers.percent(found.accuracy)} / {numbers.percent(found.torch_accuracy)}"
+            if found.accuracy is not None
+            else "–"
+        )
+        table.add_row(
+            Text(row.files[0].name),
+            numbers.size(row.size_bytes),
+            f"{found.max_relative_error:.1e}",
+            numbers.percent(found.agreement),
+            accuracies,
+            row.runtime,
+        )
+    return table
