@@ -223,4 +223,4 @@ def test_a_network_sees_a_piece_at_a_time(train: Train) -> None:
     model = make_model()
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])) if module.training else None)
     train(model, checkpoint_dir=None, recipe=Recipe(1, batch_size=32, precision="float32", accumulate=3))
-    assert seen == [11, 11, 10] * 2
+    assert seen == [10, 11, 11] * 2

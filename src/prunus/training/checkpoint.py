@@ -31,7 +31,10 @@ from prunus.training.recipe import Recipe
 FORMAT_VERSION = 1
 _WHAT = "checkpoint"
 _KEY = "prunus_checkpoint"  # of the JSON in the metadata
-_LATER = {"accumulate": 1}  # what a recipe had not when there were checkpoints; at these values nothing differs
+_LATER = {
+    "accumulate": 1,
+    "mixup": 0.0,
+}  # what a recipe had not when there were checkpoints; at these values nothing differs
 
 
 class Position(BaseModel):

@@ -18,6 +18,7 @@ from prunus.training.checkpoint import Position
 from prunus.training.compiling import Forward
 from prunus.training.distillation import Loss
 from prunus.training.hardware import Compute
+from prunus.training.mixing import Blend, draw_blend
 from prunus.training.optimiser import learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import generator_state, set_generator_state
@@ -107,8 +108,11 @@ def train_epoch(
         chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         batch = compute.lay_out(augment(data.train_images[chosen], generator))
         target = data.train_labels[chosen]
+        blend = draw_blend(len(chosen), recipe.mixup, generator, compute.device) if recipe.mixup else None
+        if blend:
+            batch = compute.lay_out(blend.images(batch))
         optimiser.zero_grad()
-        loss, right = _learn(parts, batch, target, recipe.accumulate)
+        loss, right = _learn(parts, batch, target, blend, recipe.accumulate)
         optimiser.step()
         if parts.average is not None:
             parts.average.update_parameters(model)
@@ -134,17 +138,20 @@ def train_epoch(
     return {"loss": loss_sum.item() / steps, "train_accuracy": correct.item() / seen}
 
 
-def _learn(parts: Parts, batch: Tensor, target: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+def _learn(parts: Parts, batch: Tensor, target: Tensor, blend: Blend | None, pieces: int) -> tuple[Tensor, Tensor]:
     """Add up the gradients of a batch's mean loss, piece by piece; return the loss and how many are named right."""
     losses, right = [], []
-    for images, labels in zip(batch.tensor_split(pieces), target.tensor_split(pieces), strict=True):
+    for number in range(pieces):
+        piece = slice(len(batch) * number // pieces, len(batch) * (number + 1) // pieces)
+        images, labels = batch[piece], target[piece]
         if not len(labels):  # of fewer images than pieces
             continue
         if parts.compute.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # what an earlier pass gave may be overwritten
         with parts.compute.autocast():
             logits = parts.forward(images)
-        loss = parts.loss(logits.float(), images, labels)
+        wanted = blend.targets(target, logits.shape[1])[piece] if blend else labels
+        loss = parts.loss(logits.float(), images, wanted)
         if len(labels) < len(batch):
             loss = loss * (len(labels) / len(batch))
         torch.autograd.backward(loss)
