@@ -72,7 +72,9 @@ def run_and_show(
 ) -> None:
     """Run a command's work; if it returns a run folder, print its table, or with `json` its summary.
 
-    With `quiet`, nothing that is said meanwhile is shown; with `verbose`, an error comes with its traceback. A PrunusError becomes a message on stderr and exit code 2. Where the command is asked to end, it says why and
+    With `quiet`, nothing that is said meanwhile is shown; with `verbose`, an error comes with its traceback.
+
+    A PrunusError becomes a message on stderr and exit code 2. Where the command is asked to end, it says why and
     `stopped`: after Ctrl-C with exit code 130, after SIGTERM with 143, and with 3 where its time is over.
     """
     talk = Talk.of(quiet=quiet, verbose=verbose)
