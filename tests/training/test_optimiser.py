@@ -30,11 +30,16 @@ def test_constant() -> None:
     )
 
 
+def test_multi_step() -> None:
+    recipe = Recipe(4, learning_rate=0.4, schedule="multi-step", warmup_epochs=0.5)
+    assert rates(recipe, 2) == pytest.approx([0.4, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
+
+
 def test_no_warmup_starts_at_the_peak() -> None:
     assert rates(Recipe(2, learning_rate=1.0, schedule="one-cycle"), 2) == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
-@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "multi-step", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.999])
 def test_every_step_has_a_rate_between_0_and_the_peak(schedule: str, warmup: float) -> None:
     recipe = Recipe(2, learning_rate=0.4, schedule=schedule, warmup_epochs=warmup)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ def test_all_problems_are_reported_at_once() -> None:
     message = str(caught.value)
     assert "epochs is 0, and must be 1 or more" in message
     assert "learning_rate is -1.0, and must be above 0" in message
-    assert "schedule is 'step', and must be one of one-cycle, cosine, constant" in message
+    assert "schedule is 'step', and must be one of one-cycle, cosine, multi-step, constant" in message
     assert "label_smoothing is 1.0, and must be in [0, 1)" in message
     assert "momentum" not in message
 

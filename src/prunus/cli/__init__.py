@@ -14,12 +14,11 @@ from prunus.cli.doctor import doctor
 from prunus.cli.export import export
 from prunus.cli.inspect import inspect
 from prunus.cli.predict import predict
-from prunus.cli.talk import JsonFlag, Quiet, Talk, run_and_show
+from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
 app = typer.Typer(
     name="prunus",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,6 +65,7 @@ def demo(
     ] = False,
     json: JsonFlag = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train, prune, verify and fine-tune a small network on handwritten digits: two minutes, no download.
 
@@ -78,18 +78,26 @@ def demo(
 
         return run_demo(out, talk.messages, seed=seed, fresh=fresh)
 
-    run_and_show(run, quiet=quiet, json=json)
+    run_and_show(run, quiet=quiet, verbose=verbose, json=json)
 
 
 # The flags of `compress` are made from RunConfig, whose library takes longer to import than `prunus --help` may last:
 # this command takes every argument as it is, and the real one is built when it is called.
-@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def compress(context: typer.Context) -> None:
     """Train a network, remove redundant channels to a budget, prove the removal right, fine-tune, and report."""
     from prunus.cli.compress import app as real
 
     real(args=context.args, prog_name=context.command_path)
 
+
+if "compress" in os.environ.get("_TYPER_COMPLETE_ARGS", os.environ.get("COMP_WORDS", "")):  # a shell asks for the flags
+    from prunus.cli.compress import command as with_its_flags
+
+    app.command("compress")(with_its_flags)
+else:
+    app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+        compress
+    )
 
 for command in (inspect, check, export, predict):
     app.command(no_args_is_help=True)(command)

@@ -22,6 +22,7 @@ def compress(
     max_minutes: float | None,
     json: bool,
     quiet: bool,
+    verbose: bool,
     **flags: object,
 ) -> None:
     """Train a network, remove its redundant channels to a budget, prove the removal right, fine-tune, and report.
@@ -52,7 +53,7 @@ def compress(
 
         return run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes)
 
-    run_and_show(run, quiet=quiet, json=json)
+    run_and_show(run, quiet=quiet, verbose=verbose, json=json)
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -88,6 +89,9 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
     silent = typer.Option(
         "--quiet", "-q", metavar="", help="Say nothing but the result and errors.", rich_help_panel="Running"
     )
+    wordy = typer.Option(
+        "--verbose", "-v", metavar="", help="Show errors with their traceback.", rich_help_panel="Running"
+    )
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),
@@ -97,6 +101,7 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("print_config", keyword, default=False, annotation=Annotated[bool, show]),
         inspect.Parameter("json", keyword, default=False, annotation=Annotated[bool, as_json]),
         inspect.Parameter("quiet", keyword, default=False, annotation=Annotated[bool, silent]),
+        inspect.Parameter("verbose", keyword, default=False, annotation=Annotated[bool, wordy]),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -109,4 +114,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(_with_flags(compress))
+command = _with_flags(compress)
+app.command()(command)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunus.cli.talk import JsonFlag, Quiet, Talk, run_and_show
+from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
 
 def export(
@@ -34,6 +34,7 @@ def export(
     ] = None,
     json: JsonFlag = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write a network for other runtimes, and prove each file: run in its own runtime, beside PyTorch.
 
@@ -69,7 +70,7 @@ def export(
         else:
             talk.out.print(results_table(rows))
 
-    run_and_show(run, stopped="stopped", quiet=quiet)
+    run_and_show(run, stopped="stopped", quiet=quiet, verbose=verbose)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from prunus.cli.talk import JsonFlag, Talk, run_and_show
+from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
 
 def predict(
@@ -17,6 +17,8 @@ def predict(
     top: Annotated[int, typer.Option(help="Classes to show of each image.", metavar="N", min=1)] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads.", metavar="N", min=1)] = 1,
     json: JsonFlag = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say what images show, by any file that Prunus wrote, in that file's own runtime.
 
@@ -42,4 +44,4 @@ def predict(
             named = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in row.classes)
             talk.out.print(Text(f"{row.image}: {named}"), soft_wrap=True)
 
-    run_and_show(run, stopped="stopped")
+    run_and_show(run, stopped="stopped", quiet=quiet, verbose=verbose)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,9 @@ STOPPED = "stopped; the same command goes on where it was"
 
 JsonFlag = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON in place of the table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Say nothing but the result and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="Leave nothing out.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", metavar="", help="Leave nothing out; errors come with their traceback.")
+]
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,20 @@ def run_and_show(
 ) -> None:
     """Run a command's work; if it returns a run folder, print its table, or with `json` its summary.
 
+    With `quiet`, nothing that is said meanwhile is shown; with `verbose`, an error comes with its traceback.
+
     A PrunusError becomes a message on stderr and exit code 2. Where the command is asked to end, it says why and
     `stopped`: after Ctrl-C with exit code 130, after SIGTERM with 143, and with 3 where its time is over.
     """
     talk = Talk.of(quiet=quiet, verbose=verbose)
     try:
-        with Stopping():
+        with Stopping(), _hushed(quiet):
             run_dir = run(talk)
-            if run_dir is not None:
-                _show_run(run_dir, talk, json)
+        if run_dir is not None:
+            _show_run(run_dir, talk, json)
     except PrunusError as error:
+        if verbose:
+            traceback.print_exc()
         message = Text.assemble(("error: ", "bold red"), str(error))
         Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -88,6 +95,16 @@ def run_and_show(
     except KeyboardInterrupt:  # from a thread, or where another handler than ours is in place
         typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _hushed(quiet: bool) -> Iterator[None]:
+    """Drop what is written to stderr, progress bars too, while a command works."""
+    if not quiet:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # noqa: PTH123
+        yield
 
 
 def _show_run(run_dir: Path, talk: Talk, json: bool) -> None:

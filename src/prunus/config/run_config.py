@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,6 +13,7 @@ from prunus.config.idle import idle_options
 from prunus.config.messages import BUDGET_ERROR
 from prunus.config.plain_yaml import dump_mapping
 from prunus.config.pruning_fields import PruningFields
+from prunus.config.recipes import with_recipe
 from prunus.config.running_fields import RunningFields
 from prunus.config.training_fields import TrainingFields
 from prunus.config.what_fields import BudgetFields, WhatFields
@@ -28,6 +29,11 @@ class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, What
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_recipe(cls, values: Any) -> Any:
+        return with_recipe(values) if isinstance(values, dict) else values
+
     @field_validator("size", "macs", "params", "pruning_ratio")
     @classmethod
     def _is_a_budget(cls, value: Limit | None, info: ValidationInfo) -> Limit | None:
@@ -42,7 +48,7 @@ class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, What
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = [*_missing_budget(self), *idle_options(self)]
+        problems = [*_missing_budget(self), *idle_options(self), *_too_long_a_warmup(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -106,3 +112,10 @@ def _missing_budget(config: RunConfig) -> list[str]:
     if config.budgets:
         return []
     return ["no budget is given: add one of --size 0.64MB, --macs 0.5, --params 0.4, --pruning-ratio 0.3"]
+
+
+def _too_long_a_warmup(config: RunConfig) -> list[str]:
+    warmup = config.warmup_epochs
+    if warmup is None or config.from_scratch or warmup < config.epochs:
+        return []
+    return [f"--warmup-epochs {warmup:g} does not end within --epochs {config.epochs}: give fewer"]

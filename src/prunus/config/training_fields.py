@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel
 
 from prunus.config.fields import Fraction, Real, Whole, flag
+from prunus.config.recipes import Tier
+
+Schedule = Literal["one-cycle", "cosine", "multi-step", "constant"]
 
 
 class TrainingFields(BaseModel):
     """How networks are trained."""
 
+    recipe: Tier | None = flag(
+        None,
+        "Training",
+        "TIER",
+        "Settings that suit the network: cpu (an hour or two on a few cores), standard (the literature's), strong (a "
+        "GPU); whatever else is given wins. --print-config shows them.",
+        "cpu",
+    )
     epochs: Whole = flag(30, "Training", "N", "Epochs of dense training.", "30", ge=1, le=100_000)
     search_epochs: Whole = flag(
         15,
@@ -58,6 +71,23 @@ class TrainingFields(BaseModel):
     learning_rate: Real = flag(
         0.2, "Training", "RATE", "Peak learning rate of the dense training.", "0.1", gt=0, le=100
     )
+    learning_rate_schedule: Schedule = flag(
+        "one-cycle",
+        "Training",
+        "SCHEDULE",
+        "Of the dense training: one-cycle (in a straight line to 0), cosine, multi-step (a tenth after half and three "
+        "quarters of the epochs) or constant.",
+        "cosine",
+    )
+    warmup_epochs: Real | None = flag(
+        None,
+        "Training",
+        "N",
+        "Epochs in which the rate of the dense training climbs to its peak. [default: a fifth of them]",
+        "3",
+        ge=0,
+        le=1000,
+    )
     finetune_learning_rate: Real = flag(
         0.05,
         "Training",
@@ -83,6 +113,15 @@ class TrainingFields(BaseModel):
     )
     cutout: Whole | None = flag(
         None, "Training", "PIXELS", "Side of the square cut out of training images. [default: none]", "8", ge=0, le=512
+    )
+    mixup: Real = flag(
+        0.0,
+        "Training",
+        "ALPHA",
+        "Blend every training image with another, in shares drawn from Beta(ALPHA, ALPHA).",
+        "0.2",
+        ge=0,
+        le=10,
     )
     distill: Real = flag(
         0.0, "Training", "W", "Weight of the dense network's answers in the loss after the removal.", "0.5", ge=0, le=1

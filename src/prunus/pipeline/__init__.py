@@ -103,8 +103,8 @@ def _smaller(config: RunConfig) -> str:
     folder = RunFolder(config.run_dir)
     keep = f" --checkpoint {folder.dense}" if folder.dense.exists() else ""
     return (
-        f"What was finished is kept in {folder.path}; the same command goes on there once memory is free. Smaller batches "
-        f"need less: --batch-size {max(1, config.batch_size // 2)} --out ANOTHER{keep}"
+        f"What was finished is kept in {folder.path}; the same command goes on there once memory is free. Smaller "
+        f"batches need less: --batch-size {max(1, config.batch_size // 2)} --out ANOTHER{keep}"
     )
 
 

@@ -11,7 +11,15 @@ from prunus.training import Recipe, dense_recipe, finetune_recipe
 def dense(run: Run) -> Recipe:
     """Make the recipe of the dense training."""
     config = run.config
-    return dense_recipe(config.epochs, learning_rate=config.learning_rate, ema=config.ema, **_shared(run))
+    warmup = {} if config.warmup_epochs is None else {"warmup_epochs": config.warmup_epochs}
+    return dense_recipe(
+        config.epochs,
+        learning_rate=config.learning_rate,
+        schedule=config.learning_rate_schedule,
+        ema=config.ema,
+        **warmup,
+        **_shared(run),
+    )
 
 
 def sparse(run: Run) -> Recipe:
@@ -58,5 +66,6 @@ def _shared(run: Run) -> dict[str, Any]:
         "crop_padding": config.crop_padding if config.crop_padding is not None else side // 8,
         "flip": config.flip if config.flip is not None else config.data != "digits",  # a mirrored 2 is no digit
         "cutout": config.cutout or 0,
+        "mixup": config.mixup,
         "precision": config.precision,
     }

@@ -13,7 +13,8 @@ from prunus.errors import ConfigError
 from prunus.training.hardware import choose_compute
 from prunus.training.recipe import Recipe
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, classes), batch (N, C, H, W), labels (N,) → mean loss
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (N, classes), batch (N, C, H, W), labels → mean loss
+# Labels are classes (N,) or, blended by mixup, probabilities (N, classes).
 
 
 def make_loss(recipe: Recipe, teacher: nn.Module | None, device: torch.device, images: Tensor) -> Loss:

@@ -17,6 +17,7 @@ from prunus.stopping import Stopping
 from prunus.training.checkpoint import Position
 from prunus.training.distillation import Loss
 from prunus.training.hardware import Compute
+from prunus.training.mixing import draw_blend
 from prunus.training.optimiser import learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import generator_state, set_generator_state
@@ -105,9 +106,13 @@ def train_epoch(
         chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         batch = compute.lay_out(augment(data.train_images[chosen], generator))
         target = data.train_labels[chosen]
+        blend = draw_blend(len(chosen), recipe.mixup, generator, compute.device) if recipe.mixup else None
+        if blend:
+            batch = compute.lay_out(blend.images(batch))
         with compute.autocast():
             logits = model(batch)
-        loss = parts.loss(logits.float(), batch, target)
+        wanted = blend.targets(target, logits.shape[1]) if blend else target
+        loss = parts.loss(logits.float(), batch, wanted)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()

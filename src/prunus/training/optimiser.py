@@ -44,6 +44,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
             return recipe.learning_rate * remaining
         case "cosine":
             return recipe.learning_rate * (1 - math.cos(math.pi * remaining)) / 2
+        case "multi-step":
+            done = step / total
+            return recipe.learning_rate * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
         case "constant":
             return recipe.learning_rate
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from prunus.errors import ConfigError
 
-Schedule = Literal["one-cycle", "cosine", "constant"]
+Schedule = Literal["one-cycle", "cosine", "multi-step", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -22,13 +22,16 @@ class Recipe:
         learning_rate: the peak of the schedule.
         momentum: Nesterov momentum, in [0, 1).
         weight_decay: L2 penalty on weights; BatchNorm scales and all biases have none.
-        schedule: after the warm-up, "one-cycle" falls in a straight line to 0, "cosine" along half a cosine to 0, and
-            "constant" stays.
+        schedule: after the warm-up, "one-cycle" falls in a straight line to 0, "cosine" along half a cosine to 0,
+            "multi-step" to a tenth after half of the epochs and to a hundredth after three quarters (He 2016,
+            arXiv:1512.03385), and "constant" stays.
         warmup_epochs: epochs, whole or not, in which the rate climbs in a straight line from 0; below `epochs`.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         crop_padding: pixels added around an image before a crop of the old size; for the `augment` that fit is given.
         flip: whether images are mirrored left to right at random; for `augment`.
         cutout: side of the square that is blanked, in pixels, 0 for none; for `augment`.
+        mixup: α of mixup (Zhang 2018, arXiv:1710.09412), 0 for none: a batch is blended with itself in another order,
+            its targets likewise, in shares from Beta(α, α); train_accuracy counts the heavier image.
         precision: "bfloat16" trains under autocast with float32 weights, "auto" does so where the hardware gains.
         distill: weight w of what the teacher says in the loss, in [0, 1]; 0 trains without a teacher.
         temperature: T > 0 at which teacher and student are compared (Hinton 2015, arXiv:1503.02531).
@@ -47,6 +50,7 @@ class Recipe:
     crop_padding: int = 4
     flip: bool = True
     cutout: int = 0
+    mixup: float = 0.0
     precision: Precision = "auto"
     distill: float = 0.0
     temperature: float = 4.0
@@ -67,6 +71,7 @@ class Recipe:
                 ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
                 ("crop_padding", "0 or more", self.crop_padding >= 0),
                 ("cutout", "0 or more", self.cutout >= 0),
+                ("mixup", "0 or more", 0 <= self.mixup < float("inf")),
                 ("precision", f"one of {', '.join(get_args(Precision))}", self.precision in get_args(Precision)),
                 ("distill", "in [0, 1]", 0 <= self.distill <= 1),
                 ("temperature", "above 0", 0 < self.temperature < float("inf")),
