@@ -23,6 +23,13 @@ class RunningFields(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = flag(
         "auto", "Running", "TYPE", "auto, float32 or bfloat16.", "float32"
     )
+    compile: bool = flag(
+        False,
+        "Running",
+        "",
+        "Train through torch.compile, with CUDA graphs on a GPU; as it is where that fails.",
+        "true",
+    )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
     )

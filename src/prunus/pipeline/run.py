@@ -118,6 +118,7 @@ class Run:
             teacher=load(self.folder.dense) if recipe.distill else None,
             on_epoch=record,
             stopping=self.stopping,
+            compile=self.config.compile,
         )
         model.cpu()
 

@@ -24,6 +24,7 @@ from prunus.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from prunus.training.compiling import compiled
 from prunus.training.distillation import make_loss
 from prunus.training.epoch import (
     Augment,
@@ -71,6 +72,7 @@ def fit(
     stopping: Stopping | None = None,
     checkpoint_minutes: float = 10.0,
     checkpoints_kept: int = 2,
+    compile: bool = False,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, and go on from the last step that a checkpoint of this training has.
 
@@ -99,6 +101,8 @@ def fit(
         stopping: asked after every step whether to leave; in `with Stopping() as stopping`, for SIGINT and SIGTERM.
         checkpoint_minutes: from one checkpoint within an epoch to the next, at least.
         checkpoints_kept: how many stay on the disk, at least 1; where the last one is damaged, the one before serves.
+        compile: whether the network is trained through torch.compile, with CUDA graphs on CUDA; where that fails, which
+            is said on stderr, it is trained as it is.
 
     Returns:
         One dict an epoch: stage, epoch (from 1), loss (augmented; with label smoothing and teacher), train_accuracy
@@ -134,7 +138,9 @@ def fit(
         average = average_of(model, recipe.ema)
         path = checkpoint_path(checkpoint_dir, stage)
         store = CheckpointStore(path, run, model, optimiser, device, average, checkpoints_kept)
-        return Parts(model, optimiser, average, loss, compute), store
+        piece = -(-min(recipe.batch_size, len(data.train_images)) // recipe.accumulate)
+        forward = compiled(model, compute, prepare(data.train_images[:piece])) if compile else model
+        return Parts(model, forward, optimiser, average, loss, compute), store
 
     def save(position: Position, finished: bool = False) -> None:
         """Write a checkpoint after the history so far and a position in the next epoch."""
