@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
@@ -151,6 +152,29 @@ def test_a_page_without_the_markers_is_left_alone(root: Path) -> None:
     (root / "docs" / "benchmarks.md").write_text("nothing\n")
     assert benchmark_table(["--root", str(root)]) == 2
     assert (root / "docs" / "benchmarks.md").read_text() == "nothing\n"
+
+
+def test_the_figures_of_a_training_become_rows(root: Path) -> None:
+    row = {"network": "resnet20", "batch_size": 128, "steps": 10, "bare_seconds": 2.0, "fit_seconds": 2.08}
+    row |= {"ratio": 1.04, "processor_ratio": 1.061, "all_ratios": [1.03, 1.05], "checkpoint_seconds": 0.02}
+    told = {"torch": "2.13.0", "device": "a processor", "threads": 1, "turns": 2, "goal": 1.05, "networks": [row]}
+    (root / "docs" / "results" / "benchmarks" / "training.json").write_text(json.dumps(told))
+    assert benchmark_table(["--root", str(root)]) == 0
+    rows = [line for line in (root / "docs" / "benchmarks.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows[-1] == "| resnet20 | 128 | 10 | 2.000 | 2.080 | 1.040 | 1.061 | ≤ 1.05 ✓ | 0.020 |"
+
+
+@pytest.mark.slow
+def test_fit_is_timed_beside_a_bare_loop(tmp_path: Path) -> None:
+    out = tmp_path / "training.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--networks", "resnet8", "--turns", "2"]
+    command += ["--steps", "3", "--batch-size", "4", "--device", "cpu", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["networks"]
+    assert (row["network"], row["batch_size"], row["steps"], len(row["all_ratios"])) == ("resnet8", 4, 3, 2)
+    assert row["ratio"] == pytest.approx(row["fit_seconds"] / row["bare_seconds"], rel=0.01)
 
 
 @pytest.mark.slow

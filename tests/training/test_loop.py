@@ -192,3 +192,35 @@ def test_dropout_does_not_depend_on_what_was_drawn_before(train: Train) -> None:
     torch.rand(7)
     second, _ = train(second_model, checkpoint_dir=None)
     assert torch.equal(second.state_dict()["0.weight"], first.state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize("pieces", [3, 8])
+def test_the_pieces_of_a_batch_add_up_to_its_gradient(train: Train, pieces: int) -> None:
+    """Of 16 images three pieces are uneven; a network without BatchNorm trains as on the whole batch."""
+    whole, before = train(linear(), checkpoint_dir=None)
+    accumulated, after = train(
+        linear(),
+        checkpoint_dir=None,
+        recipe=Recipe(
+            4,
+            batch_size=16,
+            learning_rate=0.05,
+            warmup_epochs=1,
+            label_smoothing=0.1,
+            precision="float32",
+            accumulate=pieces,
+        ),
+    )
+    for name, tensor in whole.state_dict().items():
+        assert torch.allclose(tensor, accumulated.state_dict()[name], rtol=0, atol=1e-6), name
+    for one, other in zip(before, after, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["train_accuracy"] == other["train_accuracy"]
+
+
+def test_a_network_sees_a_piece_at_a_time(train: Train) -> None:
+    seen: list[int] = []
+    model = make_model()
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])) if module.training else None)
+    train(model, checkpoint_dir=None, recipe=Recipe(1, batch_size=32, precision="float32", accumulate=3))
+    assert seen == [10, 11, 11] * 2

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from prunus.config.fields import Whole, flag
+from prunus.config.fields import Real, Whole, flag
 
 
 class RunningFields(BaseModel):
@@ -23,8 +23,24 @@ class RunningFields(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = flag(
         "auto", "Running", "TYPE", "auto, float32 or bfloat16.", "float32"
     )
+    compile: bool = flag(
+        False,
+        "Running",
+        "",
+        "Train through torch.compile, with CUDA graphs on a GPU; as it is where that fails.",
+        "true",
+    )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
+    )
+    image_memory: Real | None = flag(
+        None,
+        "Running",
+        "GB",
+        "Decoded images beyond this stay on the disk, in the cache, and are read ahead of the training. [default: half "
+        "of the memory]",
+        "8",
+        ge=0,
     )
     cache_dir: Path | None = flag(
         None, "Running", "FOLDER", "Where decoded data sets are kept. [default: the user's cache]", ".cache"

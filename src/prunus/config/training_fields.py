@@ -68,6 +68,15 @@ class TrainingFields(BaseModel):
         le=100_000,
     )
     batch_size: Whole = flag(128, "Training", "N", "Images in a training step.", "128", ge=2, le=1_000_000)
+    accumulate: Whole = flag(
+        1,
+        "Training",
+        "N",
+        "Pieces that a step's images are computed in, for less memory; BatchNorm sees a piece at a time.",
+        "4",
+        ge=1,
+        le=500_000,
+    )
     learning_rate: Real = flag(
         0.2, "Training", "RATE", "Peak learning rate of the dense training.", "0.1", gt=0, le=100
     )

@@ -61,6 +61,7 @@ def _shared(run: Run) -> dict[str, Any]:
     side = min(run.input_shape[1:])
     return {
         "batch_size": config.batch_size,
+        "accumulate": config.accumulate,
         "weight_decay": config.weight_decay,
         "label_smoothing": config.label_smoothing,
         "crop_padding": config.crop_padding if config.crop_padding is not None else side // 8,

@@ -31,6 +31,10 @@ from prunus.training.recipe import Recipe
 FORMAT_VERSION = 1
 _WHAT = "checkpoint"
 _KEY = "prunus_checkpoint"  # of the JSON in the metadata
+_LATER = {
+    "accumulate": 1,
+    "mixup": 0.0,
+}  # what a recipe had not when there were checkpoints; at these values nothing differs
 
 
 class Position(BaseModel):
@@ -103,8 +107,9 @@ def describe_run(
     val_labels: Tensor,
 ) -> dict[str, Any]:
     """Describe a training, so that a checkpoint of another one is not taken for it."""
+    told = dataclasses.asdict(recipe)
     return {
-        **dataclasses.asdict(recipe),
+        **{name: value for name, value in told.items() if name not in _LATER or value != _LATER[name]},
         "stage": stage,
         "seed": seed,
         "hook": type(hook).__name__ if hook else "none",

@@ -15,9 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 from prunus.errors import TrainingError
 from prunus.stopping import Stopping
 from prunus.training.checkpoint import Position
+from prunus.training.compiling import Forward
 from prunus.training.distillation import Loss
+from prunus.training.feeding import Images, batches
 from prunus.training.hardware import Compute
-from prunus.training.mixing import draw_blend
+from prunus.training.mixing import Blend, draw_blend
 from prunus.training.optimiser import learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import generator_state, set_generator_state
@@ -33,11 +35,11 @@ class LabelledImages(Protocol):
     """Training and validation images: uint8 (N, C, H, W), labels int64 (N,)."""
 
     @property
-    def train_images(self) -> Tensor: ...  # noqa: D102
+    def train_images(self) -> Images: ...  # noqa: D102
     @property
     def train_labels(self) -> Tensor: ...  # noqa: D102
     @property
-    def val_images(self) -> Tensor: ...  # noqa: D102
+    def val_images(self) -> Images: ...  # noqa: D102
     @property
     def val_labels(self) -> Tensor: ...  # noqa: D102
 
@@ -47,6 +49,7 @@ class Parts:
     """What a step works with."""
 
     model: nn.Module
+    forward: Forward  # of `model`, compiled or not
     optimiser: torch.optim.Optimizer
     average: AveragedModel | None
     loss: Loss
@@ -101,26 +104,24 @@ def train_epoch(
     set_generator_state(generator, position.generator)
     steps = max(1, len(order) // recipe.batch_size)
     seen, started = 0, time.perf_counter()
-    for step in range(position.step, steps):
+    numbers = [order[step * recipe.batch_size : (step + 1) * recipe.batch_size] for step in range(steps)]
+    feed = batches(data.train_images, numbers[position.step :])
+    for step, images in enumerate(feed, start=position.step):
         set_learning_rate(optimiser, learning_rate(recipe, (epoch - 1) * steps + step, steps))
-        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        batch = compute.lay_out(augment(data.train_images[chosen], generator))
+        chosen = numbers[step]
+        batch = compute.lay_out(augment(images, generator))
         target = data.train_labels[chosen]
         blend = draw_blend(len(chosen), recipe.mixup, generator, compute.device) if recipe.mixup else None
         if blend:
             batch = compute.lay_out(blend.images(batch))
-        with compute.autocast():
-            logits = model(batch)
-        wanted = blend.targets(target, logits.shape[1]) if blend else target
-        loss = parts.loss(logits.float(), batch, wanted)
         optimiser.zero_grad()
-        torch.autograd.backward(loss)
+        loss, right = _learn(parts, batch, target, blend, recipe.accumulate)
         optimiser.step()
         if parts.average is not None:
             parts.average.update_parameters(model)
 
-        loss_sum += loss.detach()
-        correct += (logits.detach().argmax(1) == target).sum()
+        loss_sum += loss
+        correct += right
         seen += len(chosen)
         last = step + 1 == steps
         pausing = not last and pause.due
@@ -138,6 +139,28 @@ def train_epoch(
             pause.take(reached)
     seen += position.step * recipe.batch_size
     return {"loss": loss_sum.item() / steps, "train_accuracy": correct.item() / seen}
+
+
+def _learn(parts: Parts, batch: Tensor, target: Tensor, blend: Blend | None, pieces: int) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of a batch's mean loss, piece by piece; return the loss and how many are named right."""
+    losses, right = [], []
+    for number in range(pieces):
+        piece = slice(len(batch) * number // pieces, len(batch) * (number + 1) // pieces)
+        images, labels = batch[piece], target[piece]
+        if not len(labels):  # of fewer images than pieces
+            continue
+        if parts.compute.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # what an earlier pass gave may be overwritten
+        with parts.compute.autocast():
+            logits = parts.forward(images)
+        wanted = blend.targets(target, logits.shape[1])[piece] if blend else labels
+        loss = parts.loss(logits.float(), images, wanted)
+        if len(labels) < len(batch):
+            loss = loss * (len(labels) / len(batch))
+        torch.autograd.backward(loss)
+        losses.append(loss.detach())
+        right.append((logits.detach().argmax(1) == labels).sum())
+    return (losses[0], right[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.stack(right).sum())
 
 
 def stop_unless_finite(loss: float, epoch: int, recipe: Recipe) -> None:

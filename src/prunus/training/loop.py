@@ -24,6 +24,7 @@ from prunus.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from prunus.training.compiling import compiled
 from prunus.training.distillation import make_loss
 from prunus.training.epoch import (
     Augment,
@@ -37,6 +38,7 @@ from prunus.training.epoch import (
     train_epoch,
 )
 from prunus.training.evaluate import evaluate
+from prunus.training.feeding import Images
 from prunus.training.hardware import choose_compute, lay_out_model
 from prunus.training.hook import Hook, Reshaper, StepHook
 from prunus.training.optimiser import build_optimiser
@@ -47,9 +49,9 @@ from prunus.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class _Images:
-    train_images: Tensor
+    train_images: Images
     train_labels: Tensor
-    val_images: Tensor
+    val_images: Images
     val_labels: Tensor
 
 
@@ -71,6 +73,7 @@ def fit(
     stopping: Stopping | None = None,
     checkpoint_minutes: float = 10.0,
     checkpoints_kept: int = 2,
+    compile: bool = False,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, and go on from the last step that a checkpoint of this training has.
 
@@ -80,7 +83,8 @@ def fit(
 
     Args:
         model: a classifier (N, C, H, W) → (N, classes); moved to `device`, left in eval mode.
-        data: the images; both parts are moved to `device` as uint8.
+        data: the images; both parts are moved to `device` as uint8, but for what is no tensor in memory: that is read
+            ahead, batch by batch.
         recipe: how to train. Its crop_padding, flip and cutout are for whoever builds `augment`.
         augment: makes a float32 network input of a uint8 batch, with randomness from the generator (on `device`).
         normalize: makes a float32 network input of a uint8 batch.
@@ -99,6 +103,8 @@ def fit(
         stopping: asked after every step whether to leave; in `with Stopping() as stopping`, for SIGINT and SIGTERM.
         checkpoint_minutes: from one checkpoint within an epoch to the next, at least.
         checkpoints_kept: how many stay on the disk, at least 1; where the last one is damaged, the one before serves.
+        compile: whether the network is trained through torch.compile, with CUDA graphs on CUDA; where that fails, which
+            is said on stderr, it is trained as it is.
 
     Returns:
         One dict an epoch: stage, epoch (from 1), loss (augmented; with label smoothing and teacher), train_accuracy
@@ -134,7 +140,9 @@ def fit(
         average = average_of(model, recipe.ema)
         path = checkpoint_path(checkpoint_dir, stage)
         store = CheckpointStore(path, run, model, optimiser, device, average, checkpoints_kept)
-        return Parts(model, optimiser, average, loss, compute), store
+        piece = -(-min(recipe.batch_size, len(data.train_images)) // recipe.accumulate)
+        forward = compiled(model, compute, prepare(data.train_images[:piece])) if compile else model
+        return Parts(model, forward, optimiser, average, loss, compute), store
 
     def save(position: Position, finished: bool = False) -> None:
         """Write a checkpoint after the history so far and a position in the next epoch."""
@@ -204,5 +212,5 @@ def _call_after_steps(optimiser: torch.optim.Optimizer, hook: StepHook, model: n
 
 
 def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:
-    parts = (data.train_images, data.train_labels, data.val_images, data.val_labels)
-    return _Images(*(part.to(device) for part in parts))
+    train, val = (images.to(device) for images in (data.train_images, data.val_images))
+    return _Images(train, data.train_labels.to(device), val, data.val_labels.to(device))

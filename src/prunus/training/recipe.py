@@ -37,6 +37,8 @@ class Recipe:
         temperature: T > 0 at which teacher and student are compared (Hinton 2015, arXiv:1503.02531).
         ema: decay a step of the exponential moving average of the weights, in [0, 1); 0 for none. With it, the average
             is what is validated and what the training ends with.
+        accumulate: pieces that a step's images are computed in, one after the other, in [1, batch_size / 2], for less
+            memory. The gradient is that of the whole batch, but BatchNorm sees a piece at a time.
     """
 
     epochs: int
@@ -55,6 +57,7 @@ class Recipe:
     distill: float = 0.0
     temperature: float = 4.0
     ema: float = 0.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Report everything that is out of range at once."""
@@ -76,6 +79,11 @@ class Recipe:
                 ("distill", "in [0, 1]", 0 <= self.distill <= 1),
                 ("temperature", "above 0", 0 < self.temperature < float("inf")),
                 ("ema", "in [0, 1)", 0 <= self.ema < 1),
+                (
+                    "accumulate",
+                    f"in 1..{max(1, self.batch_size // 2)}, so that a piece has two images",
+                    1 <= self.accumulate <= max(1, self.batch_size // 2),
+                ),
             )
             if not holds
         ]
