@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,22 @@ def test_a_wrong_key_of_the_sweep_itself_is_named_with_the_nearest(tmp_path: Pat
 
 
 def test_a_cell_that_cannot_be_is_named_before_anything_starts(tmp_path: Path) -> None:
-    path = written(tmp_path, BASE + "grid: {macs: [0.5, 7.5], method: [channel-sparsity, layer-fusion], rounds: [3, 5]}")
+    path = written(
+        tmp_path, BASE + "grid: {macs: [0.5, 7.5], method: [channel-sparsity, layer-fusion], rounds: [3, 5]}"
+    )
     with pytest.raises(ConfigError) as error:
         load_sweep(path)
     text = str(error.value)
     assert "(cell macs 7.5, method channel-sparsity, rounds 3, and 3 more)" in text
     assert "--rounds 5 does nothing here: it is for schedule iterative" in text
+
+
+def test_a_network_or_a_criterion_that_is_none_is_named_as_well(tmp_path: Path) -> None:
+    text = BASE.replace("resnet8", "resnet9") + "grid: {macs: 0.5, criterion: [l1_norm, l1_nrom]}"
+    with pytest.raises(ConfigError) as error:
+        load_sweep(written(tmp_path, text))
+    assert "there is no model named resnet9; did you mean resnet8?" in str(error.value)
+    assert "there is no criterion 'l1_nrom'; did you mean 'l1_norm'?" in str(error.value)
 
 
 def test_without_a_grid_the_message_shows_one(tmp_path: Path) -> None:
@@ -126,3 +137,13 @@ def test_no_setting_of_the_dense_training_is_left_out() -> None:
     assert {"epochs", "batch_size", "ema"} < read <= set(DENSE_KEYS)
     assert set(TrainingFields.model_fields) == (set(DENSE_KEYS) & set(TrainingFields.model_fields)) | AFTER_THE_DENSE
     assert not AFTER_THE_DENSE & set(DENSE_KEYS)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_examples_of_the_page_can_be_used(number: int, tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sweep.md").read_text("utf-8")
+    examples = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(examples) == 2
+    sweep = load_sweep(written(tmp_path, examples[number]))
+    assert len(sweep.cells) == (12, 8)[number]
+    assert len({cell.needs for cell in sweep.cells}) == (2, 1)[number]

@@ -52,9 +52,7 @@ def compress(
             return None
         from prunus.pipeline import compress as run_pipeline
 
-        folder = run_pipeline(
-            settings, talk.messages, fresh=fresh, max_minutes=max_minutes, dense_only=dense_only
-        )
+        folder = run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes, dense_only=dense_only)
         if dense_only and not (folder / "summary.json").exists():
             talk.messages.print(f"dense      {folder / 'dense.safetensors'}", highlight=False, soft_wrap=True)
             return None

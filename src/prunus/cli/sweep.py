@@ -50,7 +50,7 @@ def sweep(
     json: JsonFlag = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run many configurations of compress, several at once, and draw accuracy against cost.
+    r"""Run many configurations of compress, several at once, and draw accuracy against cost.
 
     A cell is one configuration, with a run folder of its own. Cells with the same dense training share it.
 
@@ -60,7 +60,7 @@ def sweep(
 
     [cyan]base: {model: resnet20, data: cifar10, recipe: cpu}[/cyan]
 
-    [cyan]grid: {method: \\[channel-sparsity, layer-fusion], macs: \\[0.3, 0.5], seed: \\[0, 1]}[/cyan]
+    [cyan]grid: {method: \[channel-sparsity, layer-fusion], macs: \[0.3, 0.5], seed: \[0, 1]}[/cyan]
 
     Stop it with Ctrl-C at any time: the same command goes on where it was, and tries failed cells again. The exit code
     is 1 if a cell failed.
@@ -174,7 +174,9 @@ def _show(plan: Sweep, rows: Sequence[Row], talk: Talk) -> None:
         if row.status == "failed":
             talk.out.print(Text.assemble((row.name, "bold red"), f": {' '.join(row.error)}"), soft_wrap=True)
     done = sum(row.status == "done" for row in rows)
-    talk.out.print(f"{done} of {len(rows)} cells are done, {plan.folder / 'sweep.json'}", highlight=False, soft_wrap=True)
+    talk.out.print(
+        f"{done} of {len(rows)} cells are done, {plan.folder / 'sweep.json'}", highlight=False, soft_wrap=True
+    )
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -1,6 +1,6 @@
 """Many runs at once: a grid or a search of settings, each a run of `prunus compress` in a process of its own.
 
-A sweep knows no more of a run than its folder and its exit code, so whatever ends a cell is survived: a cell goes on by the
+A sweep knows no more of a run than its folder and its exit code, so whatever ends a cell is survived: it goes on by the
 checkpoints in its own folder.
 """
 

@@ -22,6 +22,7 @@ DENSE_KEYS = (
     "seed",
     "epochs",
     "batch_size",
+    "accumulate",
     "learning_rate",
     "learning_rate_schedule",
     "warmup_epochs",
@@ -161,7 +162,7 @@ def _share(source: Path, target: Path) -> None:
 
 def _dense_config(config: RunConfig) -> RunConfig:
     values = config.model_dump(include=set(DENSE_KEYS))
-    where = {key: getattr(config, key) for key in ("threads", "device", "cache_dir")}
+    where = {key: getattr(config, key) for key in MAY_CHANGE - {"out"}}
     return RunConfig.model_validate(values | where | _WHOLE)
 
 

@@ -33,8 +33,8 @@ class Outcome:
     """How a process ended.
 
     Attributes:
-        code: its exit code, negative for a signal; None where it was not started, since another process, left by a sweep
-            that was killed, works on the same job.
+        code: its exit code, negative for a signal; None where it was not started, since a process that a killed sweep
+            left behind works on the same job.
         said: the last lines of what it printed.
     """
 
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class Child:
-    """A process at work. Its lock is inherited: free again when the process has ended, whoever started it is gone or not."""
+    """A process at work. It inherits the lock, which so ends with it, even if whoever started it is gone before."""
 
     def __init__(self, task: Task) -> None:
         for file in (task.log, task.lock):

@@ -25,7 +25,7 @@ class Row(BaseModel):
         run: its run folder.
         held_out_accuracy: on the held-out images at the end, in [0, 1]: what cells are chosen by.
         test_accuracy: on the test images; decides nothing.
-        front: the costs in whose front it is: no other cell has as much held-out accuracy for less, or more for as much.
+        front: the costs in whose front it is: no other cell is as accurate for less, or more so for as much.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,9 +50,7 @@ def read_rows(folder: SweepFolder, cells: Sequence[Job]) -> list[Row]:
     """Read the cells' run folders and states, and find the fronts."""
     rows = [_row(folder, cell) for cell in cells]
     fronts = {cost: _front(rows, cost) for cost in COSTS}
-    return [
-        row.model_copy(update={"front": tuple(cost for cost in COSTS if row.name in fronts[cost])}) for row in rows
-    ]
+    return [row.model_copy(update={"front": tuple(cost for cost in COSTS if row.name in fronts[cost])}) for row in rows]
 
 
 def write_results(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from prunus.config import RunConfig, judge
 from prunus.config.fields import Whole, flag
 from prunus.config.messages import explain
 from prunus.config.plain_yaml import read_mapping
+from prunus.criteria import get_criterion
 from prunus.errors import ConfigError
+from prunus.models import MODELS
 from prunus.sweep.cells import Job, make_cell
 
 ExecutorName = Literal["local", "ray"]
@@ -105,12 +107,26 @@ def _cells(file: SweepFile, path: str, problems: list[str]) -> tuple[Job, ...]:
         config, lines = judge(file.base | varied, dict.fromkeys(file.base | varied, path))
         if config is not None:
             cell = make_cell(config, varied)
-            cells.setdefault(cell.name, cell)  # the same settings twice are one cell
+            cells.setdefault(cell.name.rpartition("-")[2], cell)  # the same settings twice are one cell
+            lines = _unknown_names(config)
         for line in lines:
             wrong.setdefault(line, []).append(", ".join(f"{key} {value}" for key, value in varied.items()))
     total = sum(_size(grid) for grid in grids)
     problems += [f"{line}{_where(places, total)}" for line, places in wrong.items()]
     return tuple(cells.values())
+
+
+def _unknown_names(config: RunConfig) -> list[str]:
+    """List what a run would refuse only after its start."""
+    lines = []
+    if config.model not in MODELS:
+        near = difflib.get_close_matches(config.model.lower(), MODELS, n=1, cutoff=0.5)
+        lines.append(f"there is no model named {config.model}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        get_criterion(config.criterion_name)
+    except ConfigError as error:
+        lines.append(str(error).rstrip("."))
+    return lines
 
 
 def _where(places: list[str], total: int) -> str:

@@ -21,7 +21,7 @@ class State(BaseModel):
     """How far a job is.
 
     Attributes:
-        attempts: processes that ended by themselves, well or not; one that was stopped or killed with the sweep is none.
+        attempts: processes that ended by themselves, well or not; those stopped or killed with the sweep are none.
         seconds: spent on it in all processes whose end was seen.
         error: the last lines of the attempt that failed last.
         pid: of the process that works on it.
@@ -47,7 +47,9 @@ def read_state(path: Path) -> State:
     try:
         return State.model_validate(read_json(path, "state of a cell"))
     except ValidationError as error:
-        raise FileFormatError(f"the state of a cell {path} does not fit: {error.errors()[0]['msg']}; delete it") from None
+        raise FileFormatError(
+            f"the state of a cell {path} does not fit: {error.errors()[0]['msg']}; delete it"
+        ) from None
 
 
 def write_state(path: Path, state: State) -> None:
@@ -74,8 +76,8 @@ def only_sweep(path: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read(32).strip() or "another"
             raise RunError(
-                f"the folder {path} is in use by a sweep, process {holder}. Wait for it to end, or choose another folder "
-                "with --out."
+                f"the folder {path} is in use by a sweep, process {holder}. Wait for it to end, or choose another with "
+                "--out."
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
