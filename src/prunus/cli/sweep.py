@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from prunus.cli.talk import JsonFlag, Quiet, Talk, run_and_show
+from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +49,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="List the cells and stop.")] = False,
     json: JsonFlag = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     r"""Run many configurations of compress, several at once, and draw accuracy against cost.
 
@@ -83,7 +84,7 @@ def sweep(
         else:
             _show(plan, rows, talk)
 
-    run_and_show(run, stopped=f"stopped; the same command goes on, prunus sweep {file}", quiet=quiet)
+    run_and_show(run, stopped=f"stopped; the same command goes on, prunus sweep {file}", quiet=quiet, verbose=verbose)
     if failed:
         raise typer.Exit(1)
 
@@ -172,11 +173,16 @@ def _show(plan: Sweep, rows: Sequence[Row], talk: Talk) -> None:
     talk.out.print(_table(rows))
     for row in rows:
         if row.status == "failed":
-            talk.out.print(Text.assemble((row.name, "bold red"), f": {' '.join(row.error)}"), soft_wrap=True)
+            talk.out.print(Text.assemble((row.name, "bold red"), f": {_why(row, talk.verbose)}"), soft_wrap=True)
     done = sum(row.status == "done" for row in rows)
     talk.out.print(
         f"{done} of {len(rows)} cells are done, {plan.folder / 'sweep.json'}", highlight=False, soft_wrap=True
     )
+
+
+def _why(row: Row, everything: bool) -> str:
+    """Tell the first line of what a cell said in the end, or all that is kept of it."""
+    return "\n".join(row.error) if everything or len(row.error) < 2 else f"{row.error[0]} … (--verbose shows more)"
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.training.feeding import Images
+
 
 def evaluate(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     *,
     normalize: Callable[[Tensor], Tensor],

@@ -38,6 +38,7 @@ from prunus.training.epoch import (
     train_epoch,
 )
 from prunus.training.evaluate import evaluate
+from prunus.training.feeding import Images
 from prunus.training.hardware import choose_compute, lay_out_model
 from prunus.training.hook import Hook, Reshaper, StepHook
 from prunus.training.optimiser import build_optimiser
@@ -48,9 +49,9 @@ from prunus.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class _Images:
-    train_images: Tensor
+    train_images: Images
     train_labels: Tensor
-    val_images: Tensor
+    val_images: Images
     val_labels: Tensor
 
 
@@ -82,7 +83,8 @@ def fit(
 
     Args:
         model: a classifier (N, C, H, W) → (N, classes); moved to `device`, left in eval mode.
-        data: the images; both parts are moved to `device` as uint8.
+        data: the images; both parts are moved to `device` as uint8, but for what is no tensor in memory: that is read
+            ahead, batch by batch.
         recipe: how to train. Its crop_padding, flip and cutout are for whoever builds `augment`.
         augment: makes a float32 network input of a uint8 batch, with randomness from the generator (on `device`).
         normalize: makes a float32 network input of a uint8 batch.
@@ -210,5 +212,5 @@ def _call_after_steps(optimiser: torch.optim.Optimizer, hook: StepHook, model: n
 
 
 def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:
-    parts = (data.train_images, data.train_labels, data.val_images, data.val_labels)
-    return _Images(*(part.to(device) for part in parts))
+    train, val = (images.to(device) for images in (data.train_images, data.val_images))
+    return _Images(train, data.train_labels.to(device), val, data.val_labels.to(device))
