@@ -120,7 +120,8 @@ def test_the_page_on_deployment_can_be_followed(tmp_path: Path, monkeypatch: pyt
         parsed = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
         assert parsed.exit_code == 0, parsed.output
     monkeypatch.chdir(tmp_path)
-    opened, runtime = blocks(text, "python")
+    opened, *runtimes = blocks(text, "python")
     run_python(opened, tmp_path)
-    prunus.export(prunus.build_model("resnet8"), tmp_path, ["onnx"], input_shape=(3, 32, 32))
-    run_python(runtime, tmp_path)
+    for name, code in zip(("onnx", "ncnn"), runtimes, strict=False):  # ExecuTorch is too large for the tests
+        prunus.export(prunus.build_model("resnet8"), tmp_path, [name], input_shape=(3, 32, 32))
+        run_python(code, tmp_path)

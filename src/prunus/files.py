@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as decode_tensors
@@ -28,6 +29,9 @@ TEMPORARY = f".*.{'[0-9a-f]' * 8}.tmp"
 
 _HEADER_ALIGNMENT = 8  # bytes; what the safetensors format asks of its header
 _DIGEST = "sha256"  # metadata key of the checksum
+_MAX_HEADER_BYTES = 100 * 2**20
+_PART_BYTES = 16 * 2**20
+_KINDS = {"U8": np.uint8, "I64": np.int64}  # what image sets are made of
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -36,13 +40,16 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         RunError: the file cannot be written (no permission, no space, a folder in its place).
     """
-    path = Path(path)
+    _atomic_write(Path(path), lambda file: file.write(data))
+
+
+def _atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -105,6 +112,70 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
     header["__metadata__"] = dict(metadata)
     header["__metadata__"][_DIGEST] = _digest(header, body)
     atomic_write_bytes(path, _join(header, body))
+
+
+def save_large_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file that `save_tensors` would, a part at a time, so that tensors may be larger than the memory."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    end = 0
+    for name in ordered:
+        empty = encode_tensors({name: tensors[name][:0]})  # says how the type is called
+        start, end = end, end + tensors[name].nbytes
+        shape, kind = list(tensors[name].shape), _split(empty)[0][name]["dtype"]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    digest = hashlib.sha256(_header_text(header))
+    for name in ordered:
+        for part in _parts(tensors[name]):
+            digest.update(part)
+    header["__metadata__"][_DIGEST] = digest.hexdigest()
+
+    def write(file: BinaryIO) -> None:
+        file.write(_join(header, memoryview(b"")))
+        for name in ordered:
+            for part in _parts(tensors[name]):
+                file.write(part)
+
+    _atomic_write(Path(path), write)
+
+
+def map_tensors(path: str | Path, what: str = "tensor file") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file as `load_tensors` does, but leave its tensors on the disk until they are looked at.
+
+    What is written to the tensors stays in memory, and the file as it is.
+
+    Raises:
+        FileFormatError: as `load_tensors`; also where the file has no checksum.
+    """
+    path = Path(path)
+    try:
+        data = np.memmap(path, np.uint8, "c")
+        header, _ = _split(data[: 8 + min(int.from_bytes(data[:8].tobytes(), "little"), _MAX_HEADER_BYTES)].tobytes())
+        metadata: dict[str, str] = header.pop("__metadata__")
+        body = data[8 + int.from_bytes(data[:8].tobytes(), "little") :]
+        digest = hashlib.sha256(
+            _header_text({**header, "__metadata__": {k: v for k, v in metadata.items() if k != _DIGEST}})
+        )
+        for part in _parts(torch.from_numpy(body)):
+            digest.update(part)
+        if digest.hexdigest() != metadata.pop(_DIGEST):
+            raise FileFormatError(f"the {what} {path} is damaged: its content differs from its checksum")
+        return {name: _mapped(body, entry) for name, entry in header.items()}, metadata
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileFormatError(f"the {what} {path} is cut short or not a safetensors file: {error}") from error
+
+
+def _mapped(body: np.ndarray, entry: Mapping[str, Any]) -> torch.Tensor:
+    start, end = entry["data_offsets"]
+    kind = _KINDS[entry["dtype"]]
+    return torch.from_numpy(body[start:end].view(kind).reshape(entry["shape"]))
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """Give the bytes of a contiguous tensor in pieces."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    for start in range(0, len(flat), _PART_BYTES):
+        yield flat[start : start + _PART_BYTES].data
 
 
 def load_tensors(path: str | Path, what: str = "tensor file") -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -154,12 +154,6 @@ def test_images_elsewhere_are_not_used_and_said(tmp_path: Path, capsys: pytest.C
     assert "2 images outside train and test are not used, first val/ant/0.png" in capsys.readouterr().err
 
 
-def test_more_than_half_of_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunus.data.folder._memory_limit", lambda: 9 * 6 * 4 * 3)
-    with pytest.raises(DataError, match="half of this machine's memory"):
-        load_data(write_tar(tmp_path / "a.tar", folder_files()), cache_dir=tmp_path / "cache")
-
-
 def test_links_are_followed_in_a_directory_but_not_in_circles(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "a", folder_files())
     (root / "train/ant/9.png").symlink_to(root / "test/bee/0.png")

@@ -16,11 +16,11 @@ from typer.testing import CliRunner, Result
 
 import prunus
 from prunus.cli import app
-from prunus.deploy import WRITTEN, Exported, open_exported
+from prunus.deploy import FORMATS, WRITTEN, Exported, open_exported
 from prunus.deploy.comparing import Samples, compare, outputs_of, random_samples
 from prunus.errors import ConfigError, DataError, ModelError, VerificationError
 
-QUICK = ("onnx", "pt2")
+QUICK = ("onnx", "pt2", "ncnn")
 SHAPE = (3, 16, 16)
 
 
@@ -56,7 +56,8 @@ def test_a_file_does_what_the_network_does(name: str, files: dict[str, Exported]
 @pytest.mark.parametrize("name", QUICK)
 def test_a_file_says_all_that_is_needed_to_use_it(name: str, files: dict[str, Exported], network: nn.Module) -> None:
     info = open_exported(files[name].files[0]).info
-    assert (info.format, info.model, info.input_shape, info.batch) == (name, "resnet8", SHAPE, None)
+    batch = 1 if name == "ncnn" else None
+    assert (info.format, info.model, info.input_shape, info.batch) == (name, "resnet8", SHAPE, batch)
     assert (info.classes, info.mean, info.std) == (CLASSES, INFO["mean"], INFO["std"])
     assert info.versions["torch"] == torch.__version__
     assert info.params == sum(parameter.numel() for parameter in network.parameters())
@@ -66,9 +67,9 @@ def test_a_file_says_all_that_is_needed_to_use_it(name: str, files: dict[str, Ex
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_file_is_one_file_without_paths_of_the_machine(name: str, files: dict[str, Exported]) -> None:
-    (file,) = files[name].files
-    content = file.read_bytes()
+def test_a_file_holds_no_paths_of_the_machine(name: str, files: dict[str, Exported]) -> None:
+    assert len(files[name].files) == (3 if name == "ncnn" else 1)
+    content = b"".join(file.read_bytes() for file in files[name].files)
     assert len(content) == files[name].size_bytes
     assert b".py" not in content and str(Path(prunus.__file__).parent).encode() not in content
 
@@ -81,6 +82,16 @@ def test_onnx_has_no_batchnorm_left_and_a_free_batch(files: dict[str, Exported])
     assert {found.domain: found.version for found in model.opset_import}[""] == 18
     for value, name in ((model.graph.input[0], "images"), (model.graph.output[0], "logits")):
         assert value.name == name and value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_ncnn_stores_weights_as_float16_if_asked(
+    files: dict[str, Exported], network: nn.Module, tmp_path: Path
+) -> None:
+    (half,) = prunus.export(network, tmp_path, ["ncnn"], input_shape=SHAPE, half=True)
+    assert half.info.precision == "float16 weights"
+    sizes = [next(file for file in row.files if file.suffix == ".bin").stat().st_size for row in (half, files["ncnn"])]
+    assert 0.45 < sizes[0] / sizes[1] < 0.6
+    assert 1e-6 < half.comparison.max_relative_error < 1e-2
 
 
 class OwnShape(nn.Module):
@@ -174,10 +185,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_export_a_run_and_predict_with_its_files(run: Path, tmp_path: Path) -> None:
-    result = command("export", str(run), "--to", "onnx,pt2", "--samples", "40")
+    result = command("export", str(run), "--to", "onnx,pt2,ncnn", "--samples", "40")
     assert result.exit_code == 0, result.output
     rows = json.loads((run / "export" / "export.json").read_text())
-    assert [row["format"] for row in rows] == ["onnx", "pt2"]
+    assert [row["format"] for row in rows] == ["onnx", "pt2", "ncnn"]
     assert all(row["comparison"]["images"] == 40 and row["comparison"]["agreement"] == 1 for row in rows)
     assert all(row["comparison"]["accuracy"] == row["comparison"]["torch_accuracy"] is not None for row in rows)
     assert "model.onnx" in result.output and "on 40 test images" in result.output
@@ -193,7 +204,7 @@ def test_the_commands_export_a_run_and_predict_with_its_files(run: Path, tmp_pat
     with torch.no_grad():
         expected = model(((torch.tensor(np.stack(shrunk))[:, None] / 255) - mean) / std).softmax(1)
     likeliest = [f"{data.classes[int(row.argmax())]} {100 * float(row.max()):.1f} %" for row in expected]
-    for file in ("export/model.onnx", "export/model.pt2", "model.safetensors", ""):
+    for file in ("export/model.onnx", "export/model.pt2", "export/model.ncnn.param", "model.safetensors", ""):
         told = command("predict", str(run / file), *map(str, images), "--top", "1")
         assert told.stdout.splitlines() == [f"{image}: {line}" for image, line in zip(images, likeliest, strict=True)]
     rows = json.loads(command("predict", str(run), str(images[0]), "--json").stdout)
@@ -252,5 +263,17 @@ def test_mistakes_are_one_message(arguments: list[str], words: str) -> None:
     assert words in result.stderr and "Traceback" not in result.output
 
 
-def test_every_format_has_its_place() -> None:
-    assert set(QUICK) <= set(WRITTEN)
+NETWORKS = ("resnet20", "vgg16_bn", "googlenet", "mobilenetv2_half", "shufflenetv2", "densenet40")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("wanted", WRITTEN)
+def test_every_runtime_agrees_on_every_kind_of_network(wanted: str, name: str, tmp_path: Path) -> None:
+    for module in FORMATS[wanted].writing:
+        pytest.importorskip(module)
+    samples = random_samples((3, 32, 32), count=200)
+    (row,) = prunus.export(pruned(name), tmp_path, [wanted], input_shape=(3, 32, 32), samples=samples)
+    assert row.comparison.images == 200
+    assert row.comparison.max_relative_error < 1e-4
+    assert row.comparison.agreement == 1

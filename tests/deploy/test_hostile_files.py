@@ -30,7 +30,7 @@ SAMPLES = "data/sample_inputs/model.pt"
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("good")
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    rows = prunus.export(model, folder, ["onnx", "pt2"], input_shape=(3, 4, 4))
+    rows = prunus.export(model, folder, ["onnx", "pt2", "ncnn"], input_shape=(3, 4, 4))
     small = prunus.build_model("resnet8", num_classes=2)
     file = folder / "model.safetensors"
     prunus.save(small, file, model_name="resnet8", num_classes=2, in_channels=3, input_shape=(3, 8, 8))
@@ -57,6 +57,22 @@ def test_what_is_something_else_is_refused(name: str, content: bytes, good: dict
         open_exported(file)
     shown = CliRunner().invoke(app, ["predict", str(file), "image.png"], prog_name="prunus")
     assert shown.exit_code == 2 and shown.stderr.startswith("error: ") and "Traceback" not in shown.output
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.98])
+def test_ncnn_never_reads_what_is_not_described(
+    damaged: int, share: float | None, good: dict[str, Path], tmp_path: Path
+) -> None:
+    names = ("model.ncnn.param", "model.ncnn.bin", "model.ncnn.json")
+    for number, name in enumerate(names):
+        content = (good["ncnn"].parent / name).read_bytes()
+        if number != damaged:
+            (tmp_path / name).write_bytes(content)
+        elif share is not None:
+            (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(FileFormatError, match=names[damaged].replace(".", r"\.")):
+        open_exported(tmp_path / names[0])
 
 
 def rewritten(source: Path, target: Path, changes: Mapping[str, bytes | None]) -> Path:

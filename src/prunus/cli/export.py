@@ -22,6 +22,7 @@ def export(
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", metavar="", help="Fold BatchNorm into the layers before it.")
     ] = True,
+    half: Annotated[bool, typer.Option("--fp16", metavar="", help="Store ncnn's weights as float16.")] = False,
     samples: Annotated[
         int | None, typer.Option(help="Test images to compare on. [default: all]", metavar="N", min=1)
     ] = None,
@@ -37,9 +38,9 @@ def export(
 ) -> None:
     """Write a network for other runtimes, and prove each file: run in its own runtime, beside PyTorch.
 
-    [bold]FORMATS[/bold] are onnx (ONNX Runtime) and pt2 (torch.export).
+    [bold]FORMATS[/bold] are onnx (ONNX Runtime), executorch (with XNNPACK), ncnn and pt2 (torch.export).
 
-    [cyan]prunus export runs/a --to onnx,pt2[/cyan]
+    [cyan]prunus export runs/a --to onnx,ncnn[/cyan]
 
     [cyan]prunus export timm:resnet18 --to onnx --input-shape 3,224,224[/cyan]
 
@@ -57,6 +58,7 @@ def export(
             out=out,
             dense=dense,
             fold=fold,
+            half=half,
             samples=samples,
             network=network,
             input_shape=_shape(input_shape),

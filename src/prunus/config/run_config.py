@@ -105,7 +105,8 @@ class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, What
         return [f"{key}: {there} there, {here} here" for key, (here, there) in pairs.items() if here != there]
 
 
-MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir", "compile"})  # the same run may go on elsewhere
+# The same run may go on elsewhere.
+MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir", "image_memory", "compile"})
 
 
 def _missing_budget(config: RunConfig) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from prunus.config.fields import Whole, flag
+from prunus.config.fields import Real, Whole, flag
 
 
 class RunningFields(BaseModel):
@@ -35,6 +35,15 @@ class RunningFields(BaseModel):
     )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
+    )
+    image_memory: Real | None = flag(
+        None,
+        "Running",
+        "GB",
+        "Decoded images beyond this stay on the disk, in the cache, and are read ahead of the training. [default: half "
+        "of the memory]",
+        "8",
+        ge=0,
     )
     cache_dir: Path | None = flag(
         None, "Running", "FOLDER", "Where decoded data sets are kept. [default: the user's cache]", ".cache"

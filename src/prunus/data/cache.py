@@ -21,7 +21,7 @@ from prunus.data.dataset import ImageData
 from prunus.data.members import files_below
 from prunus.data.progress import say
 from prunus.errors import DataError, FileFormatError, RunError
-from prunus.files import file_sha256, load_tensors, save_tensors
+from prunus.files import file_sha256, load_tensors, map_tensors, save_large_tensors, save_tensors
 
 _FORMAT = "1"  # raise it when the same file would be decoded to something else
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -56,13 +56,16 @@ def _listing_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def cached(source: Path, cache_dir: Path, build: Callable[[], ImageData], *, skip_bad_images: bool) -> ImageData:
+def cached(
+    source: Path, cache_dir: Path, build: Callable[[], ImageData], *, skip_bad_images: bool, memory_bytes: float
+) -> ImageData:
     """Give the decoded `source` from the cache, or build it and put it there.
 
-    A cached set from which bad images were left out counts only where that is allowed now.
+    A cached set from which bad images were left out counts only where that is allowed now. One of more than
+    `memory_bytes` stays on the disk.
     """
     path = cache_dir / f"images-{content_key(source)[:40]}.safetensors"
-    known = _look_up(path, source)
+    known = _look_up(path, source, memory_bytes)
     if known and (not known.skipped or skip_bad_images):
         if known.skipped:
             say(f"{source}: {known.skipped} bad image{'s' * (known.skipped > 1)} left out")
@@ -72,12 +75,14 @@ def cached(source: Path, cache_dir: Path, build: Callable[[], ImageData], *, ski
         _save(path, data)
     except RunError as error:
         say(f"the decoded images are not kept for the next time: {error}, or set PRUNUS_CACHE")
-    return data
+        return data
+    # What was decoded onto the disk takes its room until it is let go.
+    return _look_up(path, source, memory_bytes) or data if data.on_disk else data
 
 
-def _look_up(path: Path, source: Path) -> ImageData | None:
+def _look_up(path: Path, source: Path, memory_bytes: float) -> ImageData | None:
     try:
-        return _load(path) if path.exists() else None
+        return _load(path, path.stat().st_size > memory_bytes) if path.exists() else None
     except (FileFormatError, OSError) as error:
         say(f"{error}; {source} is decoded again")
         return None
@@ -91,11 +96,12 @@ def _save(path: Path, data: ImageData) -> None:
         "std": json.dumps(data.std),
         "skipped": json.dumps(data.skipped),
     }
-    save_tensors(path, {name: getattr(data, name) for name in _TENSORS}, metadata)
+    save = save_large_tensors if data.on_disk else save_tensors
+    save(path, {name: getattr(data, name) for name in _TENSORS}, metadata)
 
 
-def _load(path: Path) -> ImageData:
-    tensors, metadata = load_tensors(path, what="image cache")
+def _load(path: Path, on_disk: bool) -> ImageData:
+    tensors, metadata = (map_tensors if on_disk else load_tensors)(path, what="image cache")
     try:
         text: dict[str, Any] = {key: json.loads(metadata[key]) for key in ("classes", "mean", "std", "skipped")}
         data = ImageData(
@@ -104,6 +110,7 @@ def _load(path: Path) -> ImageData:
             mean=tuple(text["mean"]),
             std=tuple(text["std"]),
             skipped=text["skipped"],
+            on_disk=on_disk,
             **{name: tensors[name] for name in _TENSORS},
         )
         sound = _is_sound(data)

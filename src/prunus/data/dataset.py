@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from prunus.data.rows import Rows
 from prunus.errors import DataError
 
 _PIXEL_VALUES = 256
@@ -17,11 +18,14 @@ _WHITE = _PIXEL_VALUES - 1
 
 @dataclass(frozen=True)
 class Split:
-    """A training set parted in two: uint8 images (N, C, H, W), int64 labels (N,)."""
+    """A training set parted in two: uint8 images (N, C, H, W), int64 labels (N,).
 
-    train_images: torch.Tensor
+    Where the images are on the disk, both parts are Rows of them, which are read when they are asked for.
+    """
+
+    train_images: torch.Tensor | Rows
     train_labels: torch.Tensor
-    val_images: torch.Tensor
+    val_images: torch.Tensor | Rows
     val_labels: torch.Tensor
 
 
@@ -30,7 +34,8 @@ class ImageData:
     """An image-classification data set, decoded: images uint8 (N, C, H, W), labels int64 (N,) that index `classes`.
 
     `mean` and `std` have one value per channel, in 0..1, measured on the training images. `skipped` counts the images
-    left out because they were unreadable or of an odd size (`skip_bad_images`).
+    left out because they were unreadable or of an odd size (`skip_bad_images`). Where the images are more than memory
+    may hold, `on_disk` is True, and they are tensors that the system reads from there.
     """
 
     name: str
@@ -42,6 +47,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: int = 0
+    on_disk: bool = False
 
     def split(self, validation: int | float = 0.1, seed: int = 0) -> Split:
         """Hold out part of the training set, every class in proportion; the same seed gives the same images.
@@ -56,10 +62,12 @@ class ImageData:
                 f"give a fraction between 0 and 1, or a number from 1 to {total - 1}"
             )
         held_out = stratified_choice(self.train_labels, size, seed)
-        rest = ~held_out
-        return Split(
-            self.train_images[rest], self.train_labels[rest], self.train_images[held_out], self.train_labels[held_out]
+        parts = (~held_out, held_out)
+        train, val = (
+            Rows(self.train_images, part.nonzero().flatten()) if self.on_disk else self.train_images[part]
+            for part in parts
         )
+        return Split(train, self.train_labels[parts[0]], val, self.train_labels[parts[1]])
 
 
 def stratified_choice(labels: torch.Tensor, size: int, seed: int) -> torch.Tensor:
@@ -85,6 +93,7 @@ def make_image_data(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     skipped: int = 0,
+    on_disk: bool = False,
 ) -> ImageData:
     """Build an ImageData from (images uint8 (N, C, H, W), labels (N,)) pairs, and measure mean and std."""
     train_images, train_labels = train
@@ -100,6 +109,7 @@ def make_image_data(
         mean,
         std,
         skipped,
+        on_disk,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -15,6 +15,7 @@ from prunus.data.dataset import ImageData, make_image_data
 from prunus.data.decode import Decoded, Encoded, decode_all
 from prunus.data.members import Member, shown
 from prunus.data.progress import progress_bar, say
+from prunus.data.room import Room
 from prunus.errors import DataError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -60,7 +61,7 @@ class _Images:
 
 
 def read_image_folder(
-    source: Path, members: Iterable[Member], *, skip_bad_images: bool = False, progress: bool = True
+    source: Path, members: Iterable[Member], room: Room, *, skip_bad_images: bool = False, progress: bool = True
 ) -> ImageData:
     """Decode an image folder; its classes are the sorted folder names, its images are sorted by path.
 
@@ -69,6 +70,7 @@ def read_image_folder(
     Args:
         source: the directory or archive, for its name and for messages.
         members: its files, each read at most once and in order.
+        room: where the pixels go.
         skip_bad_images: leave out unreadable and odd-sized images, and say how many on stderr, in place of an error.
         progress: show a progress bar if it takes over two seconds.
 
@@ -76,7 +78,7 @@ def read_image_folder(
         DataError: no images, other classes in test than in train, or a bad image, named with what was expected.
     """
     images = _Images(source, members)
-    decoded, unreadable = _decode(source, images, skip_bad_images, progress)
+    decoded, unreadable = _decode(source, images, room, skip_bad_images, progress)
     if images.elsewhere:
         count = len(images.elsewhere)
         say(f"{source}: {count:,} images outside train and test are not used, first {images.elsewhere[0]}")
@@ -87,7 +89,7 @@ def read_image_folder(
     bad = unreadable + odd
     if bad:
         say(f"{source}: skipped {len(bad):,} bad image{'s' * (len(bad) > 1)}, first {bad[0]}")
-    return _assemble(source, good, len(bad))
+    return _assemble(source, good, room, len(bad))
 
 
 def is_image(parts: tuple[str, ...]) -> bool:
@@ -101,11 +103,10 @@ def _root_depth(parts: tuple[str, ...]) -> int | None:
     return next((depth for depth in (0, 1) if len(parts) >= depth + 3 and parts[depth] in _SPLITS), None)
 
 
-def _decode(source: Path, images: _Images, skip: bool, progress: bool) -> tuple[list[Decoded], list[str]]:
+def _decode(source: Path, images: _Images, room: Room, skip: bool, progress: bool) -> tuple[list[Decoded], list[str]]:
     """Decode what can be, and describe what cannot."""
     good: list[Decoded] = []
     bad: list[str] = []
-    used_bytes, limit_bytes = 0, _memory_limit()
     with closing(decode_all(images)) as decoder, progress_bar(_title(source), show=progress) as advance:
         for image in decoder:
             advance()
@@ -114,26 +115,12 @@ def _decode(source: Path, images: _Images, skip: bool, progress: bool) -> tuple[
                 if not skip:
                     raise DataError(f"{source} holds an image that cannot be read, {bad[0]}. {_HOW_TO_SKIP}")
                 continue
-            used_bytes += image.pixels.nbytes
-            if used_bytes > limit_bytes:
-                raise DataError(
-                    f"{source}: the decoded images need more than {limit_bytes / 2**30:.1f} GiB, half of this "
-                    "machine's memory; make the images smaller or fewer"
-                )
-            good.append(image)
+            good.append(dataclasses.replace(image, pixels=room.keep(image.pixels)))
     return good, bad
 
 
 def _title(source: Path) -> str:
     return f"Reading {shown(source.name)}"
-
-
-def _memory_limit() -> int:
-    """Half of the machine's memory in bytes; 8 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 8 * 2**30
 
 
 def _part_by_size(source: Path, images: list[Decoded], skip: bool) -> tuple[list[Decoded], list[str]]:
@@ -158,7 +145,7 @@ def _size(image: Decoded) -> str:
     return f"{width}×{height}"
 
 
-def _assemble(source: Path, images: list[Decoded], skipped: int) -> ImageData:
+def _assemble(source: Path, images: list[Decoded], room: Room, skipped: int) -> ImageData:
     classes = {split: sorted({image.parts[1] for image in images if image.parts[0] == split}) for split in _SPLITS}
     _check_classes(source, classes)
     channels = 3 if any(image.pixels is not None and image.pixels.ndim == 3 for image in images) else 1
@@ -166,10 +153,10 @@ def _assemble(source: Path, images: list[Decoded], skipped: int) -> ImageData:
     number = {name: index for index, name in enumerate(names)}
     parts = {split: [image for image in images if image.parts[0] == split] for split in _SPLITS}
     arrays = {
-        split: (_stack(part, channels), np.array([number[image.parts[1]] for image in part]))
+        split: (_stack(part, channels, room), np.array([number[image.parts[1]] for image in part]))
         for split, part in parts.items()
     }
-    return make_image_data(display_name(source, names), names, arrays["train"], arrays["test"], skipped)
+    return make_image_data(display_name(source, names), names, arrays["train"], arrays["test"], skipped, room.full)
 
 
 def _check_classes(source: Path, classes: dict[str, list[str]]) -> None:
@@ -187,10 +174,10 @@ def _check_classes(source: Path, classes: dict[str, list[str]]) -> None:
         raise DataError(f"{source}: the class name '{shown(strange[0])}' has control characters; rename its folder")
 
 
-def _stack(images: list[Decoded], channels: int) -> np.ndarray:
+def _stack(images: list[Decoded], channels: int, room: Room) -> np.ndarray:
     """Stack (H, W) and (H, W, 3) images to (N, C, H, W)."""
     pixels = [image.pixels for image in images if image.pixels is not None]
-    stacked = np.empty((len(pixels), channels, *pixels[0].shape[:2]), dtype=np.uint8)
+    stacked = room.empty((len(pixels), channels, *pixels[0].shape[:2]))
     for target, image in zip(stacked, pixels, strict=True):
         target[:] = image.transpose(2, 0, 1) if image.ndim == 3 else image
     return stacked

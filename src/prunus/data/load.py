@@ -15,13 +15,19 @@ from prunus.data.digits import load_digits
 from prunus.data.download import OFFICIAL, find_or_download
 from prunus.data.folder import LAYOUT, is_image, read_image_folder
 from prunus.data.members import Member, archive_members, folder_members
+from prunus.data.room import Room, half_of_the_memory
 from prunus.errors import DataError
 
 NAMES = ("digits", *OFFICIAL)
 
 
 def load_data(
-    spec: str | Path, *, cache_dir: Path | None = None, skip_bad_images: bool = False, progress: bool = True
+    spec: str | Path,
+    *,
+    cache_dir: Path | None = None,
+    skip_bad_images: bool = False,
+    progress: bool = True,
+    memory_bytes: float | None = None,
 ) -> ImageData:
     """Load a data set by its name or from a path; decoded images are cached.
 
@@ -32,6 +38,8 @@ def load_data(
         cache_dir: default: $PRUNUS_CACHE or the user's cache folder.
         skip_bad_images: leave out unreadable and odd-sized images of an image folder, and say so, in place of an error.
         progress: show progress bars, on stderr, for what takes over two seconds.
+        memory_bytes: decoded images of an image folder beyond this stay on the disk, in the cache folder, and are read
+            when they are looked at; default: half of the machine's memory.
 
     Raises:
         DataError: there is no such data set, or it cannot be used; the message says why and what to do.
@@ -42,10 +50,12 @@ def load_data(
     known = isinstance(spec, str) and spec in OFFICIAL
     path = find_or_download(str(spec), cache_dir, progress=progress) if known else _existing(spec)
 
-    def build() -> ImageData:
-        return _read(path, skip_bad_images, progress)
+    memory_bytes = half_of_the_memory() if memory_bytes is None else memory_bytes
 
-    return cached(path, cache_dir, build, skip_bad_images=skip_bad_images)
+    def build() -> ImageData:
+        return _read(path, Room(memory_bytes, cache_dir), skip_bad_images, progress)
+
+    return cached(path, cache_dir, build, skip_bad_images=skip_bad_images, memory_bytes=memory_bytes)
 
 
 def _existing(spec: str | Path) -> Path:
@@ -73,12 +83,12 @@ def _checked_folder(path: Path) -> Path:
     raise DataError(f"{path} has neither train nor test in it; {LAYOUT}")
 
 
-def _read(path: Path, skip_bad_images: bool, progress: bool) -> ImageData:
+def _read(path: Path, room: Room, skip_bad_images: bool, progress: bool) -> ImageData:
     with closing(_members(path)) as members:
         layout, found = _recognise(members)
         if layout:
             return read_cifar(path, layout, found)
-        return read_image_folder(path, found, skip_bad_images=skip_bad_images, progress=progress)
+        return read_image_folder(path, found, room, skip_bad_images=skip_bad_images, progress=progress)
 
 
 def _members(path: Path) -> Generator[Member]:

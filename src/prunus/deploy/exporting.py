@@ -15,15 +15,15 @@ from torch import nn
 from prunus.cost import count_cost
 from prunus.deploy.capturing import Captured, capture
 from prunus.deploy.comparing import Comparison, Samples, compare, outputs_of, random_samples
-from prunus.deploy.file_info import FileInfo
+from prunus.deploy.file_info import FileInfo, Precision
 from prunus.deploy.formats import Format, find_format, open_exported
 from prunus.deploy.header import encode_plan
 from prunus.deploy.runner import Array
 from prunus.errors import RunError, VerificationError
 from prunus.plan import PruningPlan
 
-TOLERANCE = 1e-3
-"""Largest relative error of a file with float32 weights that is kept: rounding stays far below it."""
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "float16 weights": 5e-2}
+"""Largest relative error of a file that is kept: rounding stays far below it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def export(
     plan: PruningPlan | None = None,
     samples: Samples | None = None,
     fold: bool = True,
+    half: bool = False,
 ) -> list[Exported]:
     """Write a network in other formats, and run each file in its own runtime beside PyTorch.
 
@@ -70,6 +71,7 @@ def export(
         plan: which channels of the original stayed.
         samples: what to compare on; by default noise.
         fold: fold BatchNorm into the layers before it.
+        half: store weights as float16 in formats that can.
 
     Raises:
         ConfigError: there is no such format, or what it needs is not installed.
@@ -85,7 +87,7 @@ def export(
         std=tuple(std),
         plan=encode_plan(plan),
     )
-    return list(export_each(model, folder, to, info, name=name, samples=samples, fold=fold))
+    return list(export_each(model, folder, to, info, name=name, samples=samples, fold=fold, half=half))
 
 
 def export_each(
@@ -97,6 +99,7 @@ def export_each(
     name: str = "model",
     samples: Samples | None = None,
     fold: bool = True,
+    half: bool = False,
 ) -> Iterator[Exported]:
     """Do what `export` does, file by file, from a description that is complete but for the format."""
     formats = [find_format(wanted) for wanted in dict.fromkeys(to)]
@@ -106,7 +109,8 @@ def export_each(
     samples = samples or random_samples(info.input_shape)
     expected = outputs_of(model, samples)
     for wanted in formats:
-        described = complete.model_copy(update={"format": wanted.name})
+        precision: Precision = "float16 weights" if half and wanted.half_weights else "float32"
+        described = complete.model_copy(update={"format": wanted.name, "precision": precision})
         yield _write(wanted, captured, described, Path(folder), name, samples, expected)
 
 
@@ -119,10 +123,11 @@ def _write(
         written = wanted.write(captured, aside / f"{name}{wanted.suffix}", info)
         runner = open_exported(written[0])
         comparison = compare(runner, expected, samples)
-        if not comparison.max_relative_error <= TOLERANCE:
+        allowed = TOLERANCE[info.precision]
+        if not comparison.max_relative_error <= allowed:
             raise VerificationError(
                 f"the {wanted.name} file does not do what the network does: its outputs differ by up to "
-                f"{comparison.max_relative_error:.1e} of the largest (allowed: {TOLERANCE:.0e}), and the class is the "
+                f"{comparison.max_relative_error:.1e} of the largest (allowed: {allowed:.0e}), and the class is the "
                 f"same for {comparison.agreement:.1%} of {comparison.images} images. It was not kept. "
                 "--no-fold leaves BatchNorm alone, if that is the cause"
             )

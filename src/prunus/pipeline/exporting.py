@@ -29,6 +29,7 @@ def export_source(
     network: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     fold: bool = True,
+    half: bool = False,
     samples: int | None = None,
 ) -> list[Exported]:
     """Write a network's files, compare them, and leave the figures in export.json beside them.
@@ -42,6 +43,7 @@ def export_source(
         network: what a model file from outside the zoo was pruned from.
         input_shape: of one image, where nothing else says it.
         fold: fold BatchNorm into the layers before it.
+        half: store weights as float16 in formats that can.
         samples: of the test images, at most; all by default.
     """
     for wanted in to:
@@ -52,7 +54,9 @@ def export_source(
         console.print(subject.note, highlight=False, soft_wrap=True)
     done: list[Exported] = []
     name = "dense" if dense else "model"
-    for exported in export_each(subject.model, folder, to, subject.info, name=name, samples=subject.samples, fold=fold):
+    for exported in export_each(
+        subject.model, folder, to, subject.info, name=name, samples=subject.samples, fold=fold, half=half
+    ):
         done.append(exported)
         console.print(f"wrote {exported.files[0]}", highlight=False, soft_wrap=True)
         atomic_write_json(folder / RESULTS, [plain_row(row) for row in done])

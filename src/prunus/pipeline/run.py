@@ -158,7 +158,7 @@ def prepare(
     team: Team = ALONE,
 ) -> Run:
     """Load the data and hold part of it out; the seed decides which."""
-    data = load_data(config.data, cache_dir=config.cache_dir, skip_bad_images=config.skip_bad_images)
+    data = load_images(config)
     split = data.split(config.validation, config.seed)
     run = Run(config, folder, device, data, split, console, stopping, team)
     skipped = f", {data.skipped} skipped" if data.skipped else ""
@@ -168,6 +168,16 @@ def prepare(
         f"{len(data.classes)} classes{skipped}"
     )
     return run
+
+
+def load_images(config: RunConfig) -> ImageData:
+    """Load the data set that a configuration names."""
+    return load_data(
+        config.data,
+        cache_dir=config.cache_dir,
+        skip_bad_images=config.skip_bad_images,
+        memory_bytes=None if config.image_memory is None else 1e9 * config.image_memory,
+    )
 
 
 def choose_device(name: str) -> torch.device:

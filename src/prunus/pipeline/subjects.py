@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus.config import load_config
-from prunus.data import load_data, normalize
+from prunus.data import normalize
 from prunus.deploy import FileInfo, Samples, load, read_header
 from prunus.errors import ConfigError, DataError, ModelError
 from prunus.models import find_network
+from prunus.pipeline.run import load_images
 from prunus.pipeline.run_folder import RunFolder
 
 
@@ -120,7 +121,7 @@ def _build(spec: str) -> nn.Module:
 def _with_test_images(subject: Subject, run: RunFolder, count: int | None) -> Subject:
     config = load_config(run.config)
     try:
-        data = load_data(config.data, cache_dir=config.cache_dir, skip_bad_images=config.skip_bad_images)
+        data = load_images(config)
     except DataError as error:
         note = f"the data of the run cannot be loaded, so files are compared on noise: {error}"
         return Subject(subject.model, subject.info, subject.folder, note=note)

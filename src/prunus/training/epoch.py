@@ -17,6 +17,7 @@ from prunus.stopping import Stopping
 from prunus.training.checkpoint import Position
 from prunus.training.compiling import Forward
 from prunus.training.distillation import Loss
+from prunus.training.feeding import Images, batches
 from prunus.training.hardware import Compute
 from prunus.training.mixing import Blend, draw_blend
 from prunus.training.optimiser import learning_rate, set_learning_rate
@@ -35,11 +36,11 @@ class LabelledImages(Protocol):
     """Training and validation images: uint8 (N, C, H, W), labels int64 (N,)."""
 
     @property
-    def train_images(self) -> Tensor: ...  # noqa: D102
+    def train_images(self) -> Images: ...  # noqa: D102
     @property
     def train_labels(self) -> Tensor: ...  # noqa: D102
     @property
-    def val_images(self) -> Tensor: ...  # noqa: D102
+    def val_images(self) -> Images: ...  # noqa: D102
     @property
     def val_labels(self) -> Tensor: ...  # noqa: D102
 
@@ -113,10 +114,12 @@ def train_epoch(
     set_generator_state(generator, position.generator)
     steps = max(1, len(order) // recipe.batch_size)
     seen, started = 0, time.perf_counter()
-    for step in range(position.step, steps):
+    numbers = [order[step * recipe.batch_size : (step + 1) * recipe.batch_size] for step in range(steps)]
+    feed = batches(data.train_images, numbers[position.step :])
+    for step, images in enumerate(feed, start=position.step):
         set_learning_rate(optimiser, learning_rate(recipe, (epoch - 1) * steps + step, steps))
-        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        batch = compute.lay_out(augment(data.train_images[chosen], generator))
+        chosen = numbers[step]
+        batch = compute.lay_out(augment(images, generator))
         target = data.train_labels[chosen]
         blend = draw_blend(len(chosen), recipe.mixup, generator, compute.device) if recipe.mixup else None
         if blend:

@@ -38,6 +38,7 @@ from prunus.training.epoch import (
     train_epoch,
 )
 from prunus.training.evaluate import evaluate
+from prunus.training.feeding import Images
 from prunus.training.hardware import choose_compute, lay_out_model
 from prunus.training.hook import Hook, Reshaper, StepHook
 from prunus.training.optimiser import build_optimiser
@@ -51,9 +52,9 @@ from prunus.training.together import prepare_epoch, share_state
 
 @dataclass(frozen=True)
 class _Images:
-    train_images: Tensor
+    train_images: Images
     train_labels: Tensor
-    val_images: Tensor
+    val_images: Images
     val_labels: Tensor
 
 
@@ -86,7 +87,8 @@ def fit(
 
     Args:
         model: a classifier (N, C, H, W) → (N, classes); moved to `device`, left in eval mode.
-        data: the images; both parts are moved to `device` as uint8.
+        data: the images; both parts are moved to `device` as uint8, but for what is no tensor in memory: that is read
+            ahead, batch by batch.
         recipe: how to train. Its crop_padding, flip and cutout are for whoever builds `augment`.
         augment: makes a float32 network input of a uint8 batch, with randomness from the generator (on `device`).
         normalize: makes a float32 network input of a uint8 batch.
@@ -196,7 +198,7 @@ def fit(
             position = Position()
             own = team.part(len(data.val_images))
             validated = evaluate(
-                parts.delivered, data.val_images[own], data.val_labels[own], normalize=prepare, device=device
+                parts.delivered, data.val_images, data.val_labels, normalize=prepare, device=device, part=own
             )
             validated = team.mean_of(validated, own.stop - own.start)
             stop_unless_finite(validated["loss"], epoch, recipe)
@@ -242,5 +244,5 @@ def _refuse_small_parts(team: Team, recipe: Recipe, images: int) -> None:
 
 
 def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:
-    parts = (data.train_images, data.train_labels, data.val_images, data.val_labels)
-    return _Images(*(part.to(device) for part in parts))
+    train, val = (images.to(device) for images in (data.train_images, data.val_images))
+    return _Images(train, data.train_labels.to(device), val, data.val_labels.to(device))

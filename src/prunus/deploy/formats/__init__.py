@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prunus.deploy.capturing import Captured
 from prunus.deploy.file_info import FileInfo
-from prunus.deploy.formats import onnx, own, pt2
+from prunus.deploy.formats import executorch, ncnn, onnx, own, pt2
 from prunus.deploy.runner import Runner
 from prunus.errors import ConfigError, FileFormatError
 
@@ -32,7 +32,7 @@ class Format:
         write: writes a captured network with its description to a path, and returns every file it wrote, the one to
             open first; None where files are made another way.
         open: opens a file in its runtime, on so many threads.
-        any_batch: whether files may take any number of images at once.
+        half_weights: whether weights can be stored as float16.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Format:
     running: tuple[str, ...]
     write: Callable[[Captured, Path, FileInfo], tuple[Path, ...]] | None
     open: Callable[[Path, int], Runner]
-    any_batch: bool
+    half_weights: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -58,7 +58,27 @@ FORMATS: dict[str, Format] = {
             running=("onnxruntime",),
             write=onnx.write,
             open=onnx.open_file,
-            any_batch=True,
+        ),
+        Format(
+            name="executorch",
+            runtime="executorch",
+            suffix=".pte",
+            extra="executorch",
+            writing=("executorch", "torchao"),
+            running=("executorch",),
+            write=executorch.write,
+            open=executorch.open_file,
+        ),
+        Format(
+            name="ncnn",
+            runtime="ncnn",
+            suffix=".ncnn.param",
+            extra="ncnn",
+            writing=("ncnn", "pnnx"),
+            running=("ncnn",),
+            write=ncnn.write,
+            open=ncnn.open_file,
+            half_weights=True,
         ),
         Format(
             name="pt2",
@@ -69,7 +89,6 @@ FORMATS: dict[str, Format] = {
             running=(),
             write=pt2.write,
             open=pt2.open_file,
-            any_batch=True,
         ),
         Format(
             name="safetensors",
@@ -80,7 +99,6 @@ FORMATS: dict[str, Format] = {
             running=(),
             write=None,  # by prunus.save, from the network itself
             open=own.open_file,
-            any_batch=True,
         ),
     )
 }
