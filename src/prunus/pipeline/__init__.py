@@ -17,12 +17,14 @@ from prunus.limits import said_in_words
 from prunus.pipeline.dense import obtain_dense
 from prunus.pipeline.environment import describe_environment
 from prunus.pipeline.finish import obtain_finetuned, write_summary
+from prunus.pipeline.following import follow, leading
 from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
 from prunus.pipeline.sparse import obtain_sparse
 from prunus.report import write_report
 from prunus.stopping import Stopping
+from prunus.training.team import Team, join_team
 
 __all__ = ["DEMO", "RunFolder", "compress", "demo"]
 
@@ -48,6 +50,9 @@ def compress(
 ) -> Path:
     """Make a network small as `config` says, going on where an earlier call stopped; return the run folder.
 
+    Started several times over by `torchrun` or `accelerate launch`, the processes train together: rank 0 does what is
+    said here, and the others follow it.
+
     Args:
         config: the whole run.
         console: where progress in words goes; by default the terminal.
@@ -66,8 +71,13 @@ def compress(
     console = console or Console()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
+    team = join_team(cpu=config.device == "cpu")
+    device = team.device if team.size > 1 else choose_device(config.device)
+    if not team.leads:
+        follow(config, team, device)
+        return config.run_dir
     with (
+        leading(team),
         Stopping(max_minutes) as stopping,
         said_in_words(lambda: _smaller(config)),
         open_run(config, describe_environment(device), fresh=fresh) as folder,
@@ -78,7 +88,9 @@ def compress(
             obtain_dense(prepare(config, folder, device, console, stopping))
             return folder.path
         else:
-            _carry_out(config, folder, device, console, stopping)
+            if team.size > 1:
+                stopping.expect_signals_twice()
+            _carry_out(config, folder, device, console, stopping, team)
         if not folder.report.exists():
             write_report(folder.path)
         folder.tidy()
@@ -91,9 +103,12 @@ def demo(out: Path | str, console: Console | None = None, *, seed: int = 0, fres
 
 
 def _carry_out(
-    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping
+    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping, team: Team
 ) -> None:
-    run = prepare(config, folder, device, console, stopping)
+    run = prepare(config, folder, device, console, stopping, team)
+    if team.size > 1:
+        run.say(f"processes  {team.size} train together; this one, rank 0, does all else")
+        team.tell(True)
     if not folder.dense.exists():
         rehearse(run)
     try:
