@@ -43,7 +43,12 @@ DEMO = {
 
 
 def compress(
-    config: RunConfig, console: Console | None = None, *, fresh: bool = False, max_minutes: float | None = None
+    config: RunConfig,
+    console: Console | None = None,
+    *,
+    fresh: bool = False,
+    max_minutes: float | None = None,
+    dense_only: bool = False,
 ) -> Path:
     """Make a network small as `config` says, going on where an earlier call stopped; return the run folder.
 
@@ -55,6 +60,7 @@ def compress(
         console: where progress in words goes; by default the terminal.
         fresh: delete what an earlier run left in the folder, and start over.
         max_minutes: stop at a checkpoint after so long, above 0; a call gets at least one step further.
+        dense_only: stop once the dense network is trained; the same call without this goes on.
 
     Raises:
         Stopped: the time is over, or SIGINT or SIGTERM came; the same call goes on.
@@ -80,6 +86,9 @@ def compress(
     ):
         if folder.summary.exists():
             console.print(f"{folder.path} is finished; type the command with --fresh to start over", highlight=False)
+        elif dense_only:
+            obtain_dense(prepare(config, folder, device, console, stopping))
+            return folder.path
         else:
             if team.size > 1:
                 stopping.expect_signals_twice()
