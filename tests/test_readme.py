@@ -9,9 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.docs.pages import blocks_of
 
 import prunus
+from tests.docs.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -8,11 +8,11 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.docs.pages import ROOT
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from prunus.cli import app
+from tests.docs.pages import ROOT
 
 LAUNCHERS = ("torchrun", "accelerate")
 PYTHONS = ("python", "python3", ".venv/bin/python")
@@ -37,9 +37,10 @@ def check_command(line: str) -> None:
 
 
 def check_prunus(words: Sequence[str]) -> None:
-    """Parse a command line of Prunus with its flags and values; `compress` judges its settings as well."""
-    if words[0] == "compress":
-        result = CliRunner().invoke(app, [*words, "--print-config"])
+    """Parse a command line of Prunus with its flags and values; where settings can be judged, they are."""
+    judging = {"compress": "--print-config", "sweep": "--dry-run"}.get(words[0])
+    if judging:
+        result = CliRunner().invoke(app, [*(word for word in words if word != judging), judging])
         assert result.exit_code == 0, result.output
         return
     command = get_command(app).commands.get(words[0])  # type: ignore[attr-defined]

@@ -22,7 +22,8 @@ DOCS = ROOT / "docs"
 MARKS = frozenset({"run", "needs", "not run", "file", "first", "command"})
 
 _FENCE = re.compile(
-    r"(?P<comments>(?:^[ ]*<!--(?:(?!-->).)*-->[ ]*\n\n?)*)^(?P<indent>[ ]*)```(?P<language>[^\n]*)\n(?P<code>.*?)^[ ]*```[ ]*$",
+    r"(?P<comments>(?:^[ ]*<!--(?:(?!-->).)*-->[ ]*\n\n?)*)"
+    r"^(?P<indent>[ ]*)```(?P<language>[^\n]*)\n(?P<code>.*?)^[ ]*```[ ]*$",
     re.DOTALL | re.MULTILINE,
 )
 _COMMENT = re.compile(r"<!--\s*(?P<mark>[a-z ]+?)\s*(?::\s*(?P<value>.*?))?\s*-->", re.DOTALL)
@@ -57,7 +58,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 def pages() -> list[Path]:
     """Return every page of the site, and what stands beside it in the repository."""
-    return sorted(DOCS.rglob("*.md")) + [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    return [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def commands_of(block: Block) -> list[str]:

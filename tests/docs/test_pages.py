@@ -11,22 +11,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.docs.commands import check_command
-from tests.docs.pages import MARKS, ROOT, Block, blocks_of, commands_of, pages
 from typer.testing import CliRunner
 
 from prunus.cli import app
 from prunus.config import load_config
+from tests.docs.commands import check_command
+from tests.docs.pages import MARKS, ROOT, Block, blocks_of, commands_of, pages
 
 ELSEWHERE = {  # run, block by block, by tests that also look at what comes of it
     "README.md": "tests/test_readme.py",
     "CONTRIBUTING.md": "tests/test_readme.py",
     "docs/custom_ops.md": "tests/graph/test_own_rules.py",
+    "docs/sweep.md": "tests/sweep/test_spec.py",
 }
 SLOW = {"docs/deployment.md"}
 
 PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
 SHELL = [block for page in pages() for block in blocks_of(page) if block.language == "sh"]
+SWEEP = next(block for block in blocks_of(PAGES["docs/sweep.md"]) if block.language == "yaml")
 RUN = {
     name: [block for block in blocks_of(page) if block.language != "sh" or "run" in block.marks]
     for name, page in PAGES.items()
@@ -46,6 +48,7 @@ def test_every_block_of_a_page_is_one_that_is_tested(name: str) -> None:
 @pytest.mark.parametrize("block", SHELL, ids=lambda block: block.where)
 def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run.yaml").write_text("epochs: 3\n")
+    (tmp_path / "sweep.yaml").write_text(SWEEP.code)
     monkeypatch.chdir(tmp_path)
     if "not run" not in block.marks:
         for line in commands_of(block):

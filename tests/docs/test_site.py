@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
 from tests.docs.pages import ROOT
 
 pytest.importorskip("mkdocs", reason="the site needs pip install 'prunus[docs]'")
