@@ -30,6 +30,9 @@ class RunningFields(BaseModel):
         "Train through torch.compile, with CUDA graphs on a GPU; as it is where that fails.",
         "true",
     )
+    sync_batchnorm: bool = flag(
+        False, "Running", "", "Where several processes train, BatchNorm sees the images of all of them.", "true"
+    )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
     )
