@@ -24,7 +24,7 @@ from prunus.errors import ConfigError, FileFormatError, ModelError
 from prunus.files import atomic_write_bytes
 
 PYTHON = "PRUNUS_LITERT_PYTHON"
-_CONVERTER = Path(__file__).with_name("litert_converter.py")
+_CONVERTER = Path(__file__).with_name("to_tflite.py")
 _LONGEST_S = 1800
 
 
@@ -41,7 +41,8 @@ def write(captured: Captured, path: Path, info: FileInfo) -> tuple[Path, ...]:
         with quietly():
             torch.export.save(captured.single, graph)
         shape = ",".join(map(str, captured.example[:1].shape))
-        command = [python, str(_CONVERTER), str(graph), shape, str(converted)]
+        # -I: the modules beside the script have the names of the libraries that they use.
+        command = [python, "-I", str(_CONVERTER), str(graph), shape, str(converted)]
         done = subprocess.run(command, capture_output=True, timeout=_LONGEST_S, check=False)
         if done.returncode or not converted.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines()
