@@ -5,6 +5,7 @@ Every stage leaves its output file, whole or not at all, so the same command goe
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
 from prunus.pipeline.sparse import obtain_sparse
+from prunus.pipeline.tracking import Track, open_tracker
 from prunus.report import write_report
 from prunus.stopping import Stopping
 from prunus.training.team import Team, join_team
@@ -90,7 +92,8 @@ def compress(
         else:
             if team.size > 1:
                 stopping.expect_signals_twice()
-            _carry_out(config, folder, device, console, stopping, team)
+            with open_tracker(config, folder) as track:
+                _carry_out(config, folder, device, console, stopping, team, track)
         if not folder.report.exists():
             write_report(folder.path)
         folder.tidy()
@@ -103,9 +106,15 @@ def demo(out: Path | str, console: Console | None = None, *, seed: int = 0, fres
 
 
 def _carry_out(
-    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping, team: Team
+    config: RunConfig,
+    folder: RunFolder,
+    device: torch.device,
+    console: Console,
+    stopping: Stopping,
+    team: Team,
+    track: Track,
 ) -> None:
-    run = prepare(config, folder, device, console, stopping, team)
+    run = dataclasses.replace(prepare(config, folder, device, console, stopping, team), track=track)
     if team.size > 1:
         run.say(f"processes  {team.size} train together; this one, rank 0, does all else")
         team.tell(True)

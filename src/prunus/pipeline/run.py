@@ -19,6 +19,7 @@ from prunus.deploy import load, save
 from prunus.errors import ConfigError
 from prunus.models import build_model
 from prunus.pipeline.run_folder import RunFolder
+from prunus.pipeline.tracking import Track, no_track
 from prunus.stopping import Stopping
 from prunus.training import Hook, Recipe, fit
 from prunus.training.team import ALONE, Team
@@ -38,6 +39,7 @@ class Run:
     console: Console
     stopping: Stopping
     team: Team = ALONE
+    track: Track = no_track
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -103,7 +105,9 @@ class Run:
 
         def record(row: dict[str, Any]) -> None:
             in_rounds = {"stage": "search", "epoch": row["epoch"] + offset, "round": stage.removeprefix("round-")}
-            self.folder.record(row | in_rounds if stage.startswith("round-") else row)
+            named = row | in_rounds if stage.startswith("round-") else row
+            self.folder.record(named)
+            self.track(named)
 
         with self.stopping.postponed() if self.team.size > 1 else contextlib.nullcontext():
             self.fit(model, recipe, stage, hook, record)
