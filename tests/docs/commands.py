@@ -15,20 +15,25 @@ from prunus.cli import app
 from tests.docs.pages import ROOT
 
 LAUNCHERS = ("torchrun", "accelerate")
-PYTHONS = ("python", "python3", ".venv/bin/python")
+PYTHONS = ("python", "python3")
 
 
 def check_command(line: str) -> None:
     """Fail where a command, a flag, a value, an extra or a script of a command line is not there."""
     words = shlex.split(line, comments=True)
-    program = words[0].removeprefix(".venv/bin/")
+    while words and (variable := re.fullmatch(r"(?:export|([A-Z_]+)=.*)", words[0])):
+        check_variable(variable[1])
+        words = words[1:]
+    if not words:
+        return
+    program = re.sub(r"^[\w./]*bin/", "", words[0])  # of whatever environment
     if program == "prunus":
         check_prunus(words[1:])
-    elif program in LAUNCHERS or (words[0] in PYTHONS and words[1:3] == ["-m", "prunus"]):
+    elif program in LAUNCHERS or (program in PYTHONS and words[1:3] == ["-m", "prunus"]):
         check_prunus(words[words.index("prunus") + 1 :])
     elif program == "pip" or words[1:3] == ["-m", "pip"]:
         check_pip(words)
-    elif words[0] in PYTHONS:
+    elif program in PYTHONS:
         check_python(words[1:])
     elif (ROOT / words[0]).is_file():
         check_script(ROOT / words[0], words[1:])
@@ -47,6 +52,12 @@ def check_prunus(words: Sequence[str]) -> None:
     assert command is not None, f"there is no command {words[0]}"
     if "--help" not in words:
         command.make_context(words[0], list(words[1:]))
+
+
+def check_variable(name: str | None) -> None:
+    """Find an environment variable of Prunus in its code."""
+    if name and name.startswith("PRUNUS_"):
+        assert any(name in file.read_text("utf-8") for file in (ROOT / "src").rglob("*.py")), f"nothing reads {name}"
 
 
 def check_pip(words: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ DENSE_KEYS = (
     "mixup",
     "ema",
     "precision",
+    "sync_batchnorm",
     "skip_bad_images",
 )
 """What decides the dense training, beside where it runs: cells that agree in these start from one dense network."""
