@@ -18,7 +18,7 @@ from prunus.sweep.states import State, read_state, write_state
 _LOOK_AGAIN = 0.1  # seconds
 _BUSY_AGAIN = 2.0  # seconds until a job is tried again that another process works on
 
-What = Literal["started", "done", "failed", "again", "busy", "stopped"]
+What = Literal["there", "started", "done", "failed", "again", "busy", "stopped"]
 Tell = Callable[[What, Job, State], None]
 
 
@@ -49,14 +49,22 @@ class Scheduler:
     def add(self, cell: Job) -> None:
         """Take a cell up, behind the dense training that it needs; one that is done stays as it is."""
         if self.folder.is_done(cell):
-            self._settle(cell, self._end(cell, self._state(cell), "done"))
+            state = self._end(cell, self._state(cell), "done")
+            self.tell("there", cell, state)
+            self._settle(cell, state)
             return
         if cell.needs is not None and cell.needs not in self._dense:
             dense = dense_job(cell)
             self._dense[dense.name] = self.folder.is_done(dense) or None
             if not self._dense[dense.name]:
-                self._waiting.append(dense)
-        self._waiting.append(cell)
+                self._wait(dense)
+        self._wait(cell)
+
+    def _wait(self, job: Job) -> None:
+        state = self._state(job)
+        if state.status == "running":  # said by a sweep that was killed
+            write_state(self.folder.state(job.name), state.model_copy(update={"status": "pending", "pid": None}))
+        self._waiting.append(job)
 
     def run(self, stopping: Stopping) -> bool:
         """Carry everything out; True where nothing is left, False where it was time to leave before."""
@@ -111,8 +119,8 @@ class Scheduler:
         return Task(
             job.name,
             ("compress", *settings, *self.arguments(job)),
-            self.folder.log(job.name),
-            self.folder.lock(job.name),
+            self.folder.log(job.name).absolute(),
+            self.folder.lock(job.name).absolute(),
         )
 
     def _handle(self, job: Job, outcome: Outcome, stopped: bool) -> None:
