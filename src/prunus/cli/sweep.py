@@ -193,6 +193,7 @@ def _table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     from prunus.report import numbers
+    from prunus.report.front import setting
 
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -204,7 +205,7 @@ def _table(rows: Sequence[Row]) -> Table:
     short = {"macs": "MACs", "size_bytes": "bytes"}
     for row in rows:
         table.add_row(
-            *(str(row.settings.get(key, "–")) for key in keys),
+            *(setting(row.settings.get(key, "–")) for key in keys),
             Text(row.status, style=_COLOURS.get(row.status, "")),
             numbers.percent(row.held_out_accuracy),
             numbers.percent(row.test_accuracy),

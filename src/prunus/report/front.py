@@ -25,7 +25,7 @@ def render_front(title: str, rows: Sequence[Mapping[str, Any]], fronts: Mapping[
     """
     assets = resources.files("prunus.report") / "assets"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(percent=numbers.percent, count=numbers.count, size=numbers.size)
+    environment.filters.update(percent=numbers.percent, count=numbers.count, size=numbers.size, setting=setting)
     template = environment.from_string((assets / "front.html.jinja").read_text("utf-8"))
     return template.render(
         title=title,
@@ -80,5 +80,10 @@ def _label(row: Mapping[str, Any]) -> str:
     return f"{settings}<br>held out {held_out}, test {test}<br>{costs}"
 
 
+def setting(value: object) -> str:
+    """Write the value of a setting; what a search drew with sixteen digits, with four."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _plain(value: object) -> str:
-    return str(value).replace("&", "&amp;").replace("<", "&lt;")  # Plotly reads its labels as HTML
+    return setting(value).replace("&", "&amp;").replace("<", "&lt;")  # Plotly reads its labels as HTML
