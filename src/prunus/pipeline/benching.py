@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -15,11 +16,15 @@ from rich.text import Text
 from prunus.deploy import FORMATS, BenchRow, bench_files, export_each, files_of, find_format, format_of
 from prunus.deploy.comparing import random_samples
 from prunus.errors import ConfigError
+from prunus.files import atomic_write_json
 from prunus.pipeline.subjects import find_subject
 from prunus.report import numbers
 
 RUNTIMES = {found.runtime: name for name, found in FORMATS.items()}
 """Runtimes and the format that a run's networks are written in for each; PyTorch takes model files as they are."""
+
+RESULTS = "bench.json"
+"""What was measured, in the run folder: `prunus report` shows it."""
 
 _COMPARED = 8  # images of noise: the files are only there to be timed
 
@@ -34,7 +39,7 @@ def bench(
     runs: int = 100,
     memory: bool = True,
 ) -> list[BenchRow]:
-    """Time one run's networks, or files.
+    """Time one run's networks, or files; of a run, the figures go into its bench.json too.
 
     Args:
         sources: one run folder, or exported files and model files.
@@ -52,7 +57,10 @@ def bench(
     if folders and len(sources) > 1:
         raise ConfigError("name one run folder, or files: its networks are compared with each other")
     with _files_of_run(folders[0], runtimes or ("ort",), console) if folders else _named(sources, runtimes) as files:
-        return bench_files(files, threads=threads, batch=batch, runs=runs, memory=memory)
+        rows = bench_files(files, threads=threads, batch=batch, runs=runs, memory=memory)
+    if folders:
+        atomic_write_json(Path(folders[0]) / RESULTS, [asdict(row) for row in rows])
+    return rows
 
 
 @contextmanager
