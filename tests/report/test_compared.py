@@ -113,9 +113,19 @@ def test_a_folder_that_is_no_finished_run_is_named(three: list[Path], tmp_path: 
 def test_latency_in_other_runtimes_is_shown_where_it_was_measured(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     row = {
-        **{"name": "pruned (ort)", "runtime": "ONNX Runtime 1.2", "precision": "float32", "processor": "X1"},
-        **{"median_ms": 1.234, "p10_ms": 1.2, "p90_ms": 1.31, "runs": 50, "threads": 2, "batch": 1},
-        **{"size_bytes": 640000, "speedup": 1.5, "macs_reduction": 1.74},
+        "name": "pruned (ort)",
+        "runtime": "ONNX Runtime 1.2",
+        "precision": "float32",
+        "processor": "X1",
+        "median_ms": 1.234,
+        "p10_ms": 1.2,
+        "p90_ms": 1.31,
+        "runs": 50,
+        "threads": 2,
+        "batch": 1,
+        "size_bytes": 640000,
+        "speedup": 1.5,
+        "macs_reduction": 1.74,
     }
     assert "prunus bench" in write_report(run).read_text()
     (run / "bench.json").write_text(json.dumps([row]))

@@ -17,14 +17,12 @@ from prunus.deploy import FORMATS, BenchRow, bench_files, export_each, files_of,
 from prunus.deploy.comparing import random_samples
 from prunus.errors import ConfigError
 from prunus.files import atomic_write_json
+from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.subjects import find_subject
 from prunus.report import numbers
 
 RUNTIMES = {found.runtime: name for name, found in FORMATS.items()}
 """Runtimes and the format that a run's networks are written in for each; PyTorch takes model files as they are."""
-
-RESULTS = "bench.json"
-"""What was measured, in the run folder: `prunus report` shows it."""
 
 _COMPARED = 8  # images of noise: the files are only there to be timed
 
@@ -59,7 +57,7 @@ def bench(
     with _files_of_run(folders[0], runtimes or ("ort",), console) if folders else _named(sources, runtimes) as files:
         rows = bench_files(files, threads=threads, batch=batch, runs=runs, memory=memory)
     if folders:
-        atomic_write_json(Path(folders[0]) / RESULTS, [asdict(row) for row in rows])
+        atomic_write_json(RunFolder(Path(folders[0])).bench, [asdict(row) for row in rows])
     return rows
 
 

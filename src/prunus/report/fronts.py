@@ -66,7 +66,8 @@ def _front(
                     "color": colour,
                     "line": {"width": 2, "color": colour},
                 },
-                "hovertemplate": f"%{{customdata[0]}}: %{{y:.2f}} %<br>{title}: %{{customdata[1]}}<extra>{name}</extra>",
+                "hovertemplate": f"%{{customdata[0]}}: %{{y:.2f}} %<br>{title}: %{{customdata[1]}}"
+                f"<extra>{name}</extra>",
             }
         )
     layout: dict[str, Any] = {
