@@ -29,7 +29,7 @@ def check_command(line: str) -> None:
     program = re.sub(r"^[\w./]*bin/", "", words[0])  # of whatever environment
     if program == "prunus":
         check_prunus(words[1:])
-    elif program in LAUNCHERS or (program in PYTHONS and words[1:3] == ["-m", "prunus"]):
+    elif "prunus" in words and (program in LAUNCHERS or words[1:3] == ["-m", "prunus"]):
         check_prunus(words[words.index("prunus") + 1 :])
     elif program == "pip" or words[1:3] == ["-m", "pip"]:
         check_pip(words)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 import shlex
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import prunus
 from prunus.cli import app
 from prunus.config import load_config
 from tests.docs.commands import check_command
@@ -24,7 +29,13 @@ ELSEWHERE = {  # run, block by block, by tests that also look at what comes of i
     "docs/custom_ops.md": "tests/graph/test_own_rules.py",
     "docs/sweep.md": "tests/sweep/test_spec.py",
 }
-SLOW = {"docs/deployment.md"}
+SLOW = {
+    "docs/howto/exporter.md",
+    "docs/deployment.md",
+    "docs/tutorials/multi_gpu.md",
+    "docs/tutorials/raspberry_pi.md",
+    "docs/tutorials/timm_model.md",
+}
 
 PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
 SHELL = [block for page in pages() for block in blocks_of(page) if block.language == "sh"]
@@ -52,7 +63,8 @@ def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     if "not run" not in block.marks:
         for line in commands_of(block):
-            check_command(line)
+            if "run" not in block.marks or "prunus" in line:  # what else is run may be a file of the page
+                check_command(line)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +103,46 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
         yaml.safe_load(block.code)
     else:
         for line in commands_of(block):
-            result = CliRunner().invoke(app, shlex.split(line)[1:])
-            assert result.exit_code == 0, f"{block.where}: {line}\n{result.output}"
+            run_command(line, block)
+
+
+def run_command(line: str, block: Block) -> None:
+    """Run a command of Prunus in this process, and a launcher or a script in one of its own."""
+    program, *words = shlex.split(line)
+    if program == "prunus":
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, f"{block.where}: {line}\n{result.output}"
+        return
+    python = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *python, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{block.where}: {line}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize(("document", "test"), ELSEWHERE.items())
 def test_pages_that_are_run_elsewhere_are(document: str, test: str) -> None:
     assert Path(document).name in (ROOT / test).read_text("utf-8")
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages_of_it = (ROOT / "docs" / "reference").glob("*.md")
+    shown = {
+        line.split()[1] for page in pages_of_it for line in page.read_text("utf-8").splitlines() if line[:3] == ":::"
+    }
+    missing = [name for name in set(prunus.__all__) - {"CRITERIA", "MODELS", "__version__"} if not named(name, shown)]
+    assert missing == []
+    assert {name for name in prunus.CRITERIA if f"prunus.criteria.{name}.{name}" not in shown} == set()
+
+
+def named(name: str, shown: set[str]) -> bool:
+    """Whether the thing that is called `name` is among those shown, by the module that it is from."""
+    found = getattr(prunus, name)
+    return f"{found.__module__}.{found.__qualname__}" in shown
+
+
+def test_the_papers_are_never_named_without_the_word_reconstruction() -> None:
+    for page in pages():
+        text = page.read_text("utf-8")
+        if re.search(r"siprocess\.2019|issn1003-6059|\bLu (?:and|&) Yuan\b|\bBao\b", text):
+            assert "reconstruction" in text.lower(), page

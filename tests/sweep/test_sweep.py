@@ -19,7 +19,8 @@ import pytest
 from prunus.errors import RunError
 from prunus.sweep import load_sweep
 from prunus.sweep.cells import SweepFolder
-from prunus.sweep.child import Child, Task
+from prunus.sweep.child import Child, Outcome, Task
+from prunus.sweep.executors import LocalExecutor
 from prunus.sweep.results import Row, _front
 from prunus.sweep.states import State, only_sweep, read_state, write_state
 
@@ -128,6 +129,11 @@ def test_twelve_cells_with_failures_and_a_kill_end_complete(
     results = json.loads(folder.results.read_text())
     assert folder.page.read_text().count("<tr><th scope=") == 12
     check_complete(results, {cell["name"] for cell in cells})
+    if executor == "local":
+        cell = folder.run("cell", no_folder)
+        alone = [sys.executable, "-m", "prunus", "compress", "--config", str(cell / "config.yaml")]
+        subprocess.run([*alone, "--out", str(tmp_path / "alone"), "--quiet"], check=True, capture_output=True, cwd=ROOT)
+        assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (cell / "model.safetensors").read_bytes()
     assert before and all(path.stat().st_mtime_ns == at for path, at in before.items()), "done cells were run again"
 
 
@@ -206,6 +212,46 @@ def test_a_process_is_not_started_twice_though_its_sweep_is_gone(tmp_path: Path)
         time.sleep(0.02)
     assert outcome.code == 2 and outcome.said[0].startswith("error: The configuration has")
     assert "prunus 0" not in " ".join(outcome.said), "words of an earlier attempt"
+
+
+def test_processes_are_spread_over_devices(tmp_path: Path) -> None:
+    settings = ("compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5", "--print-config")
+    with LocalExecutor(3, ("cpu", "cuda:1")) as executor:
+        for name in "abc":
+            executor.start(Task(name, settings, tmp_path / f"{name}.log", tmp_path / "locks" / name))
+        outcomes: dict[str, Outcome] = {}
+        while len(outcomes) < 3:
+            outcomes |= dict(executor.ended())
+            time.sleep(0.02)
+    assert [outcomes[name].code for name in "abc"] == [0, 0, 0]
+    devices = [
+        line for name in "abc" for line in (tmp_path / f"{name}.log").read_text().splitlines() if "device" in line
+    ]
+    assert devices == ["device: cpu", "device: cuda:1", "device: cpu"]
+
+
+def test_leaving_an_executor_ends_its_processes(tmp_path: Path) -> None:
+    settings = (
+        "compress",
+        "--model",
+        "resnet8",
+        "--data",
+        "digits",
+        "--macs",
+        "0.5",
+        "--epochs",
+        "9999",
+        "--threads",
+        "1",
+    )
+    with LocalExecutor(1) as executor:
+        process = executor.start(
+            Task("a", (*settings, "--out", str(tmp_path / "a")), tmp_path / "log", tmp_path / "lock")
+        )
+    assert process is not None
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not (Path("/proc") / str(process)).exists()
 
 
 def test_a_state_is_kept(tmp_path: Path) -> None:
