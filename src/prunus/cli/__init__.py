@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from prunus import __version__
+from prunus.cli.bench import bench
 from prunus.cli.check import check
 from prunus.cli.doctor import doctor
 from prunus.cli.export import export
@@ -99,7 +100,7 @@ else:
         compress
     )
 
-for command in (inspect, check, export, predict):
+for command in (inspect, check, export, predict, bench):
     app.command(no_args_is_help=True)(command)
 app.command()(doctor)
 

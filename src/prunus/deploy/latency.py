@@ -59,7 +59,7 @@ def measure_latency(
     processor = processor_name(inputs[0].device)
     batch = inputs[0].shape[0]
     return {
-        name: Latency(*_percentiles(taken), runs, threads, batch, runtime, processor) for name, taken in times.items()
+        name: Latency(*percentiles(taken), runs, threads, batch, runtime, processor) for name, taken in times.items()
     }
 
 
@@ -85,7 +85,8 @@ def _time_once(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     return (time.perf_counter() - start) * 1000.0
 
 
-def _percentiles(taken: list[float]) -> tuple[float, float, float]:
+def percentiles(taken: list[float]) -> tuple[float, float, float]:
+    """Return the median, the 10th and the 90th percentile."""
     p10, median, p90 = (round(float(value), 4) for value in np.percentile(taken, (10, 50, 90)))
     return median, p10, p90
 

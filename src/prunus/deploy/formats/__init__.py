@@ -32,6 +32,7 @@ class Format:
         write: writes a captured network with its description to a path, and returns every file it wrote, the one to
             open first; None where files are made another way.
         open: opens a file in its runtime, on so many threads.
+        beside: ends of the names of files that belong to it.
         half_weights: whether weights can be stored as float16.
     """
 
@@ -43,6 +44,7 @@ class Format:
     running: tuple[str, ...]
     write: Callable[[Captured, Path, FileInfo], tuple[Path, ...]] | None
     open: Callable[[Path, int], Runner]
+    beside: tuple[str, ...] = ()
     half_weights: bool = False
 
 
@@ -65,9 +67,10 @@ FORMATS: dict[str, Format] = {
             suffix=".pte",
             extra="executorch",
             writing=("executorch", "torchao"),
-            running=("executorch",),
+            running=("executorch.runtime",),
             write=executorch.write,
             open=executorch.open_file,
+            beside=(".pte.json",),
         ),
         Format(
             name="ncnn",
@@ -78,6 +81,7 @@ FORMATS: dict[str, Format] = {
             running=("ncnn",),
             write=ncnn.write,
             open=ncnn.open_file,
+            beside=(".ncnn.bin", ".ncnn.json"),
             half_weights=True,
         ),
         Format(
@@ -86,7 +90,7 @@ FORMATS: dict[str, Format] = {
             suffix=".pt2",
             extra="",
             writing=(),
-            running=(),
+            running=("torch.export.pt2_archive",),
             write=pt2.write,
             open=pt2.open_file,
         ),
@@ -133,20 +137,36 @@ def open_exported(path: str | Path, threads: int = 1) -> Runner:
         ConfigError: its runtime is not installed.
     """
     path = Path(path)
-    for found in FORMATS.values():
-        if path.name.endswith(found.suffix):
-            break
-    else:
-        suffixes = ", ".join(found.suffix for found in FORMATS.values())
-        raise FileFormatError(f"{path} has none of the endings that Prunus opens: {suffixes}")
+    found = format_of(path)
     if not path.is_file():
         raise FileFormatError(f"no file at {path}: there is no such file")
     _require(found, found.running, str(path))
     return found.open(path, threads)
 
 
+def format_of(path: str | Path) -> Format:
+    """Tell a file's format by its name.
+
+    Raises:
+        FileFormatError: the name ends like none of them.
+    """
+    for found in FORMATS.values():
+        if Path(path).name.endswith(found.suffix):
+            return found
+    suffixes = ", ".join(found.suffix for found in FORMATS.values())
+    raise FileFormatError(f"{path} has none of the endings that Prunus opens: {suffixes}")
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return a file and those beside it that belong to it, which are not always there."""
+    found = format_of(path)
+    stem = path.name.removesuffix(found.suffix)
+    beside = (path.with_name(stem + suffix) for suffix in found.beside)
+    return (path, *(file for file in beside if file.is_file()))
+
+
 def _require(found: Format, modules: Iterable[str], where: str) -> None:
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [name for name in dict.fromkeys(module.split(".")[0] for module in modules) if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"{where} needs {', '.join(missing)}, not installed here: pip install 'prunus[{found.extra}]'"

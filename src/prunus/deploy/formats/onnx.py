@@ -65,6 +65,7 @@ def open_file(path: Path, threads: int) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # what waits must not slow down others
     options.log_severity_level = 4
     data = read_bytes(path, "ONNX file")
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunus.cost import count_cost
 from prunus.deploy.file_info import FileInfo
 from prunus.deploy.runner import Array, Runner
 from prunus.deploy.saving import load, read_header
@@ -23,6 +24,7 @@ def open_file(path: Path, threads: int) -> Runner:
         raise FileFormatError(
             f"the model file {path} does not say what images the network takes: save with input_shape"
         )
+    cost = count_cost(model, torch.zeros(1, *header.input_shape))
     info = FileInfo(
         prunus_version=header.prunus_version,
         format="safetensors",
@@ -32,7 +34,8 @@ def open_file(path: Path, threads: int) -> Runner:
         mean=header.mean,
         std=header.std,
         plan=header.plan,
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=cost.params,
+        macs=cost.macs,
     )
     return Runner(info, f"PyTorch {torch.__version__}", torch_call(model.float(), threads))
 
