@@ -148,11 +148,11 @@ def test_compress_hands_the_configuration_over_and_ends_in_the_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[RunConfig] = []
-    ways: list[tuple[object, object]] = []
+    ways: list[tuple[object, object, object]] = []
 
-    def run(config: RunConfig, *_: object, fresh: object, max_minutes: object) -> Path:
+    def run(config: RunConfig, *_: object, fresh: object, max_minutes: object, dense_only: object) -> Path:
         seen.append(config)
-        ways.append((fresh, max_minutes))
+        ways.append((fresh, max_minutes, dense_only))
         return write_run(tmp_path / "run")
 
     monkeypatch.setattr(pipeline, "compress", run)
@@ -160,7 +160,8 @@ def test_compress_hands_the_configuration_over_and_ends_in_the_table(
     assert result.exit_code == 0, result.output
     assert (seen[0].epochs, seen[0].macs, seen[0].out) == (7, 0.5, tmp_path / "run")
     prunus_command(*GOOD, "--fresh", "--max-minutes", "9")
-    assert ways == [(False, None), (True, 9.0)]
+    prunus_command(*GOOD, "--dense-only")
+    assert ways == [(False, None, False), (True, 9.0, False), (False, None, True)]
     assert "86.64 %" in result.stdout and "639.9 kB" in result.stdout
 
 

@@ -117,7 +117,7 @@ def test_the_command_prints_groups_on_stdout_and_nothing_else() -> None:
     result = prunus_command("inspect", "resnet20")
     assert result.exit_code == 0 and result.stderr == ""
     assert re.search(
-        r"layer2\.0\.conv2 +32 +any number +layer2\.0\.conv2 \+3 → layer2\.1\.conv1 \+3 +32\.4%", result.stdout
+        r"layer2\.0\.conv2 +32 +sum ×3 +any number +layer2\.0\.conv2 \+3 → layer2\.1\.conv1 \+3 +32\.4%", result.stdout
     )
     assert "448 channels in 12 groups can be pruned: 22 of 22 layers, with 100% of the MACs" in result.stdout
     assert "fc.weight, 10 channels: it is an output of the model" in result.stdout

@@ -32,9 +32,10 @@ def prunus_lines() -> list[str]:
 @pytest.mark.parametrize("line", prunus_lines())
 def test_every_command_of_the_readme_parses(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run.yaml").write_text("epochs: 3\n")
+    (tmp_path / "sweep.yaml").write_text(blocks((ROOT / "docs" / "sweep.md").read_text("utf-8"), "yaml")[0])
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(line)[1:]
-    extra = ["--print-config"] if arguments[0] == "compress" else ["--help"]
+    extra = [{"compress": "--print-config", "sweep": "--dry-run"}.get(arguments[0], "--help")]
     result = CliRunner().invoke(app, [*arguments, *extra])
     assert result.exit_code == 0, result.output
 

@@ -7,7 +7,8 @@ reads and those that it writes, so that shares add up to more than one. Savings 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from prunus.checking import FrozenChannels, group_frozen
 from prunus.cost import Cost, CostTable
 from prunus.errors import ModelError
 from prunus.graph.channels import ChannelGraph, ChannelGroup, Ids, Keep, Layer
+from prunus.graph.flow import FlowNode, NodeKind, flow_of
 from prunus.graph.trace import Inputs, as_arguments, trace
 from prunus.models import Network, find_network
 
@@ -40,13 +42,45 @@ class Saving(BaseModel):
     size_bytes: int
 
 
+class Coupling(BaseModel):
+    """An operation that makes channels of several paths one: `op`, in how many places, and the module of the first."""
+
+    model_config = _PLAIN
+
+    op: str
+    count: int
+    first: str
+
+
+class NodeRow(BaseModel):
+    """One input, layer, join or cut of the data flow; `inputs` are the numbers of the nodes that it reads.
+
+    `groups` says which channel groups run along its result, by their places in `Inspection.groups`, and with how many
+    channels; `kept` how many of the `width` channels always stay.
+    """
+
+    model_config = _PLAIN
+
+    kind: NodeKind
+    name: str
+    op: str
+    inputs: tuple[int, ...]
+    through: tuple[str, ...]
+    width: int
+    groups: tuple[tuple[int, int], ...]
+    kept: int
+    macs: int
+    macs_share: float
+
+
 class GroupRow(BaseModel):
     """One channel group: who writes and reads it, what it may keep, what it touches and what half of it would save.
 
     `producers` write its channels, `consumers` read them, `passes` are depthwise layers that they run through one by
     one; layers are named as modules are. `constraint` says in words which numbers of channels may stay; `step` is their
     common step (1: any number), `pieces` how many parts must keep equally many, each of `channels / pieces`.
-    `params` and `macs` are those of all tensors that the group runs along, shares those of the whole network.
+    `couplings` are the sums and products that unite channels of several layers. `params` and `macs` are those of all
+    tensors that the group runs along, shares those of the whole network.
     """
 
     model_config = _PLAIN
@@ -60,6 +94,7 @@ class GroupRow(BaseModel):
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     passes: tuple[str, ...]
+    couplings: tuple[Coupling, ...]
     tensors: tuple[str, ...]
     params: int
     params_share: float
@@ -74,7 +109,7 @@ class Inspection(BaseModel):
     `channels` are those that can go, `layers` how many layers there are, and `prunable_layers` how many of them have
     prunable channels on either side, with `prunable_macs_share` of the MACs. `half` is what is left where every group
     keeps about half, `smallest` where every group keeps as few channels as it can. Groups stand in the order of what
-    they touch, most MACs first; `frozen` in that of the channels that must stay.
+    they touch, most MACs first; `frozen` in that of the channels that must stay; `nodes`, the data flow, as they run.
     """
 
     model_config = _PLAIN
@@ -90,6 +125,7 @@ class Inspection(BaseModel):
     channels: int
     groups: tuple[GroupRow, ...]
     frozen: tuple[FrozenChannels, ...]
+    nodes: tuple[NodeRow, ...]
 
 
 def inspect_network(spec: str | Source, *, side: int | None = None) -> Inspection:
@@ -133,11 +169,14 @@ def inspect_model(model: nn.Module, example_inputs: Inputs, *, name: str = "") -
     """
     graph = trace(model, example_inputs)
     shapes = tuple(tuple(leaf.shape) for leaf in as_arguments(example_inputs) if isinstance(leaf, Tensor))
-    return inspection_of(graph, name=name or type(model).__name__, input_shapes=shapes)
+    flow = flow_of(model, graph)
+    return inspection_of(graph, flow, name=name or type(model).__name__, input_shapes=shapes)
 
 
-def inspection_of(graph: ChannelGraph, *, name: str = "", input_shapes: tuple[tuple[int, ...], ...] = ()) -> Inspection:
-    """Say what a channel graph tells; `inspect_model` traces first."""
+def inspection_of(
+    graph: ChannelGraph, flow: Sequence[FlowNode], *, name: str = "", input_shapes: tuple[tuple[int, ...], ...] = ()
+) -> Inspection:
+    """Say what a channel graph and its flow tell; `inspect_model` finds both."""
     table = CostTable(graph)
     whole = _costs(table, graph.keep_all())
     halved, smallest = graph.keep_all(), graph.keep_all()
@@ -149,6 +188,9 @@ def inspection_of(graph: ChannelGraph, *, name: str = "", input_shapes: tuple[tu
         halved[group.channels] = half
         smallest[group.channels] = keep_about(group, 0)
         rows.append(_row(graph, group, touched[number], macs, table, whole, half))
+    order = sorted(range(len(rows)), key=lambda number: (-rows[number].macs, -rows[number].params, rows[number].name))
+    place = np.append(np.argsort(np.array(order, np.int64)), -1)[group_numbers(graph)]  # of each channel's group
+    couplings = _couplings(flow, place)
     prunable = set().union(*touched.values()) if touched else set()
     return Inspection(
         spec=name,
@@ -160,8 +202,11 @@ def inspection_of(graph: ChannelGraph, *, name: str = "", input_shapes: tuple[tu
         prunable_layers=sum(layer.weight in prunable for layer in graph.layers),
         prunable_macs_share=_share(sum(macs.get(tensor, 0) for tensor in prunable), whole.macs),
         channels=sum(group.size for group in graph.groups),
-        groups=tuple(sorted(rows, key=lambda row: (-row.macs, -row.params, row.name))),
+        groups=tuple(
+            rows[number].model_copy(update={"couplings": couplings.get(at, ())}) for at, number in enumerate(order)
+        ),
         frozen=group_frozen(graph.frozen),
+        nodes=tuple(_node(node, place, whole.macs) for node in flow),
     )
 
 
@@ -229,6 +274,7 @@ def _row(
         producers=producers,
         consumers=consumers,
         passes=passes,
+        couplings=(),
         tensors=tuple(name for name in graph.tensors if name in tensors),
         params=params,
         params_share=_share(params, whole.params),
@@ -241,6 +287,41 @@ def _row(
             size_bytes=whole.size_bytes - left.size_bytes,
         ),
     )
+
+
+def _node(node: FlowNode, place: Ids, macs: int) -> NodeRow:
+    numbers, counts = np.unique(place[node.channels], return_counts=True)
+    groups = [(int(n), int(c)) for n, c in zip(numbers, counts, strict=True) if n >= 0]
+    return NodeRow(
+        kind=node.kind,
+        name=node.name,
+        op=node.op,
+        inputs=node.inputs,
+        through=node.through,
+        width=node.width,
+        groups=tuple(sorted(groups, key=lambda found: (-found[1], found[0]))),
+        kept=max(0, node.width - sum(count for _, count in groups)) if groups else node.width,
+        macs=node.macs,
+        macs_share=_share(node.macs, macs),
+    )
+
+
+def _couplings(flow: Sequence[FlowNode], place: Ids) -> dict[int, tuple[Coupling, ...]]:
+    """Return, by group, the joins at which several paths carry its channels; a concatenation unites none."""
+    found: dict[int, dict[str, list[str]]] = {}
+    for node in flow:
+        if node.kind != "join" or node.op == "concatenation":
+            continue
+        carried = Counter(
+            number for source in node.inputs for number in set(place[flow[source].channels].tolist()) if number >= 0
+        )
+        for number, paths in carried.items():
+            if paths > 1:
+                found.setdefault(number, {}).setdefault(node.op, []).append(node.name)
+    return {
+        number: tuple(Coupling(op=op, count=len(names), first=names[0]) for op, names in ops.items())
+        for number, ops in found.items()
+    }
 
 
 def _roles(

@@ -20,6 +20,7 @@ TIME_IS_OVER = 3
 
 _WHY = {signal.SIGINT: "interrupted", signal.SIGTERM: "asked to end (SIGTERM)"}
 _AFTER_A_SIGNAL = 128  # what a shell adds to the signal's number
+_ECHO = 10.0  # seconds
 _WAIT = "\nstopping after the step under way; once more (Ctrl-C) ends at once\n"
 
 
@@ -58,6 +59,8 @@ class Stopping:
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._received: signal.Signals | None = None
         self._postponing = False
+        self._again_after = 0.0
+        self._since = 0.0
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int] = {}
 
     def __enter__(self) -> Stopping:
@@ -86,19 +89,29 @@ class Stopping:
         if self.due:
             raise Stopped(f"the time is over (--max-minutes {self._minutes:g})", TIME_IS_OVER)
 
+    def stop_with_others(self) -> None:
+        """Be asked to end because another process of the same run is."""
+        if not self.due:
+            self._received = signal.SIGTERM
+
+    def expect_signals_twice(self) -> None:
+        """Take the same signal again soon for an echo: a launcher passes on what the terminal has sent already."""
+        self._again_after = _ECHO
+
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
         """Let signals wait: for a `check` within, or for the end of the block."""
-        self._postponing = True
+        within, self._postponing = self._postponing, True
         try:
             yield
         finally:
-            self._postponing = False
-        if self._received is not None:
+            self._postponing = within
+        if self._received is not None and not within:
             raise _stopped_by(self._received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        again = self._received is not None
+        again = self._received is not None and time.monotonic() - self._since >= self._again_after
+        self._since = time.monotonic() if self._received is None else self._since
         self._received = signal.Signals(number)
         if not self._postponing or again:
             raise _stopped_by(self._received)

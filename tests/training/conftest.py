@@ -23,8 +23,7 @@ class Images:
     val_labels: Tensor
 
 
-@pytest.fixture
-def images() -> Images:
+def make_images() -> Images:
     """Three classes of 6×6 images with two channels, bright in a third each, under noise."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(3, (110,), generator=generator)
@@ -33,6 +32,12 @@ def images() -> Images:
         pixels[labels == rows, :, 2 * rows : 2 * rows + 2] += 90
     pixels = pixels.to(torch.uint8)
     return Images(pixels[:80], labels[:80], pixels[80:], labels[80:])
+
+
+@pytest.fixture
+def images() -> Images:
+    """The images of `make_images`."""
+    return make_images()
 
 
 def normalize(batch: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from prunus.cli.doctor import doctor
 from prunus.cli.export import export
 from prunus.cli.inspect import inspect
 from prunus.cli.predict import predict
+from prunus.cli.sweep import sweep
 from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
 app = typer.Typer(
@@ -46,6 +47,8 @@ def _prunus(
     [bold]Start here:[/bold] [cyan]prunus demo[/cyan]
 
     [bold]On your data:[/bold] [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB --out runs/a[/cyan]
+
+    [bold]Many runs at once:[/bold] [cyan]prunus sweep sweep.yaml --jobs 2[/cyan]
 
     [bold]Any other network:[/bold] [cyan]prunus inspect timm:resnet18[/cyan] shows what can be pruned, and what not
 
@@ -100,7 +103,7 @@ else:
         compress
     )
 
-for command in (inspect, check, export, predict, bench):
+for command in (sweep, inspect, check, export, predict, bench):
     app.command(no_args_is_help=True)(command)
 app.command()(doctor)
 

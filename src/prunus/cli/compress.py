@@ -20,6 +20,7 @@ def compress(
     print_config: bool,
     fresh: bool,
     max_minutes: float | None,
+    dense_only: bool,
     json: bool,
     quiet: bool,
     verbose: bool,
@@ -51,7 +52,11 @@ def compress(
             return None
         from prunus.pipeline import compress as run_pipeline
 
-        return run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes)
+        folder = run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes, dense_only=dense_only)
+        if dense_only and not (folder / "summary.json").exists():
+            talk.messages.print(f"dense      {folder / 'dense.safetensors'}", highlight=False, soft_wrap=True)
+            return None
+        return folder
 
     run_and_show(run, quiet=quiet, verbose=verbose, json=json)
 
@@ -85,6 +90,12 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
         help="Stop at a checkpoint after so long, with exit code 3; the same command goes on.",
         rich_help_panel="Running",
     )
+    dense = typer.Option(
+        "--dense-only",
+        metavar="",
+        help="Stop once the dense network is trained; the same command without this goes on.",
+        rich_help_panel="Running",
+    )
     as_json = typer.Option("--json", metavar="", help="Print JSON in place of the table.", rich_help_panel="Running")
     silent = typer.Option(
         "--quiet", "-q", metavar="", help="Say nothing but the result and errors.", rich_help_panel="Running"
@@ -97,6 +108,7 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
         *(_option(name, field) for name, field in RunConfig.model_fields.items()),
         inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, config]),
         inspect.Parameter("max_minutes", keyword, default=None, annotation=Annotated[float | None, time_box]),
+        inspect.Parameter("dense_only", keyword, default=False, annotation=Annotated[bool, dense]),
         inspect.Parameter("fresh", keyword, default=False, annotation=Annotated[bool, again]),
         inspect.Parameter("print_config", keyword, default=False, annotation=Annotated[bool, show]),
         inspect.Parameter("json", keyword, default=False, annotation=Annotated[bool, as_json]),

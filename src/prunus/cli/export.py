@@ -38,7 +38,8 @@ def export(
 ) -> None:
     """Write a network for other runtimes, and prove each file: run in its own runtime, beside PyTorch.
 
-    [bold]FORMATS[/bold] are onnx (ONNX Runtime), executorch (with XNNPACK), ncnn and pt2 (torch.export).
+    [bold]FORMATS[/bold] are onnx (ONNX Runtime), executorch (with XNNPACK), ncnn and pt2 (torch.export);
+    huggingface is a folder with model.safetensors, config.json and a model card.
 
     [cyan]prunus export runs/a --to onnx,ncnn[/cyan]
 
@@ -67,7 +68,7 @@ def export(
             from json import dumps
 
             talk.data(dumps([plain_row(row) for row in rows], indent=2))
-        else:
+        elif rows:
             talk.out.print(results_table(rows))
 
     run_and_show(run, stopped="stopped", quiet=quiet, verbose=verbose)

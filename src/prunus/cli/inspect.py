@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
+from prunus.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +28,10 @@ def inspect(
         int | None,
         typer.Option(help="Height and width of the images; default: the smallest that run.", metavar="PIXELS", min=1),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page: the network drawn, its groups, the reasons.", metavar="FILE.html")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", metavar="", help="Open the page in the browser.")] = False,
     json: JsonFlag = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -36,7 +42,7 @@ def inspect(
 
     [cyan]prunus inspect resnet20[/cyan]
 
-    [cyan]prunus inspect timm:efficientnet_b0 --side 224[/cyan]
+    [cyan]prunus inspect timm:efficientnet_b0 --side 224 --page efficientnet.html --open[/cyan]
 
     [cyan]prunus inspect mypackage.nets:build --verbose[/cyan]
 
@@ -48,8 +54,12 @@ def inspect(
     def run(talk: Talk) -> None:
         from prunus.inspecting import inspect_network
 
+        if show and page is None:
+            raise ConfigError("--open needs a page: type --page FILE.html as well.")
         with talk.waiting(f"tracing {model}"):
             found = inspect_network(model, side=side)
+        if page is not None:
+            _write_page(found, page, talk, show=show)
         if json:
             talk.data(found.model_dump_json(indent=1))
         else:
@@ -57,6 +67,15 @@ def inspect(
                 talk.out.print(part, soft_wrap=isinstance(part, Text))
 
     run_and_show(run, quiet=quiet, verbose=verbose, stopped="stopped")
+
+
+def _write_page(found: Inspection, path: Path, talk: Talk, *, show: bool) -> None:
+    from prunus.report.inspection_page import write_inspection
+
+    write_inspection(found, path)
+    talk.messages.print(Text(f"wrote {path}"), soft_wrap=True)
+    if show:
+        typer.launch(path.resolve().as_uri())
 
 
 def _page(found: Inspection, shown: int | None, *, roomy: bool) -> Iterable[Table | Text]:
@@ -100,6 +119,8 @@ def _groups(rows: Sequence[GroupRow], found: Inspection, *, roomy: bool) -> Tabl
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("group", overflow="fold", min_width=12, style="bold")
     table.add_column("channels", justify="right", no_wrap=True)
+    if roomy:
+        table.add_column("coupled by", overflow="fold", min_width=8)
     table.add_column("may keep", overflow="fold", min_width=12)
     if roomy:
         table.add_column("layers that write\nand read it", overflow="fold", min_width=14)
@@ -111,6 +132,7 @@ def _groups(rows: Sequence[GroupRow], found: Inspection, *, roomy: bool) -> Tabl
         table.add_row(
             Text(row.name),
             str(row.channels),
+            *((", ".join(f"{found.op} ×{found.count}" for found in row.couplings) or "–",) if roomy else ()),
             row.constraint,
             *((layers,) if roomy else ()),
             f"{row.macs_share:.1%}",

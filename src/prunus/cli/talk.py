@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from prunus.errors import PrunusError
+from prunus.errors import ConfigError, PrunusError
 from prunus.stopping import Stopped, Stopping
 
 _FILE_COLUMNS = 160  # of a table that goes into a file or a pipe, where nothing says how wide it may be
@@ -62,6 +62,12 @@ class Talk:
             yield
 
 
+def rank() -> int:
+    """Return which of the processes of a launcher (torchrun, accelerate) this is; 0 without one."""
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdigit() else 0
+
+
 def run_and_show(
     run: Callable[[Talk], Path | None],
     *,
@@ -81,16 +87,19 @@ def run_and_show(
     try:
         with Stopping(), _hushed(quiet):
             run_dir = run(talk)
-        if run_dir is not None:
+        if run_dir is not None and rank() == 0:
             _show_run(run_dir, talk, json)
     except PrunusError as error:
         if verbose:
             traceback.print_exc()
-        message = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True).print(message, soft_wrap=True)
+        if rank() == 0 or not isinstance(error, ConfigError):  # a wrong flag is the same for all
+            where = f"process {rank()}: " if rank() else ""
+            message = Text.assemble((f"{where}error: ", "bold red"), str(error))
+            Console(stderr=True).print(message, soft_wrap=True)
         raise typer.Exit(2) from None
     except Stopped as reason:
-        typer.echo(f"\n{reason.why}: {stopped}", err=True)
+        if rank() == 0:
+            typer.echo(f"\n{reason.why}: {stopped}", err=True)
         raise typer.Exit(reason.exit_code) from None
     except KeyboardInterrupt:  # from a thread, or where another handler than ours is in place
         typer.echo(f"\n{stopped}", err=True)

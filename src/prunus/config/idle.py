@@ -63,6 +63,10 @@ def idle_options(config: RunConfig) -> list[str]:
             "--allocation search does nothing here: it is for method channel-sparsity and schedule one-shot; "
             "the method layer-fusion finds widths while it trains"
         )
+    if config.compile and config.sync_batchnorm:
+        idle.append(
+            "--compile does not go with --sync-batchnorm, which talks to other processes: leave one of them out"
+        )
     return idle + _idle_recovery(config)
 
 

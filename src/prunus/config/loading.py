@@ -20,9 +20,19 @@ def load_config(path: Path | str | None = None, flags: Mapping[str, object] | No
         values = read_mapping(Path(path))
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     origins = {key: str(path) for key in values} | dict.fromkeys(given, "")
-    merged = values | given
+    config, problems = judge(values | given, origins)
+    if config is None:
+        raise ConfigError(as_list(problems))
+    return config
+
+
+def judge(values: Mapping[str, object], origins: Mapping[str, str]) -> tuple[RunConfig | None, list[str]]:
+    """Build the configuration from values, or list all that is wrong with them.
+
+    `origins` names the file that a key came from, "" for a flag.
+    """
     try:
-        return RunConfig.model_validate(merged)
+        return RunConfig.model_validate(dict(values)), []
     except ValidationError as error:
         # A union reports once for each of its types; the last, widest one speaks for the key.
         lines = {
@@ -30,8 +40,7 @@ def load_config(path: Path | str | None = None, flags: Mapping[str, object] | No
             for detail in error.errors(include_url=False)
         }
         bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
-    problems = [line for group in lines.values() for line in group]
-    raise ConfigError(as_list(problems + _disagreements(merged, bad)))
+    return None, [line for group in lines.values() for line in group] + _disagreements(values, bad)
 
 
 def _disagreements(merged: Mapping[str, object], bad: set[str]) -> list[str]:

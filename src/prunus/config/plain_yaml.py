@@ -60,7 +60,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}. Check the path given to --config.") from None
+        raise ConfigError(f"There is no configuration file {path}. Check the path.") from None
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration file {path}: {error.strerror}.") from None
     if len(raw) > MAX_BYTES:

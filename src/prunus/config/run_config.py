@@ -106,7 +106,7 @@ class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, What
 
 
 # The same run may go on elsewhere.
-MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir", "image_memory", "compile"})
+MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir", "image_memory", "compile", "tracker"})
 
 
 def _missing_budget(config: RunConfig) -> list[str]:

@@ -30,6 +30,17 @@ class RunningFields(BaseModel):
         "Train through torch.compile, with CUDA graphs on a GPU; as it is where that fails.",
         "true",
     )
+    sync_batchnorm: bool = flag(
+        False, "Running", "", "Where several processes train, BatchNorm sees the images of all of them.", "true"
+    )
+    tracker: str | None = flag(
+        None,
+        "Running",
+        "NAME",
+        "Show the metrics in a tracker as well: tensorboard, wandb, mlflow, or another that accelerate knows.",
+        "tensorboard",
+        pattern=r"^[a-z_]{1,40}$",
+    )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
     )

@@ -5,6 +5,7 @@ Every stage leaves its output file, whole or not at all, so the same command goe
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -17,12 +18,15 @@ from prunus.limits import said_in_words
 from prunus.pipeline.dense import obtain_dense
 from prunus.pipeline.environment import describe_environment
 from prunus.pipeline.finish import obtain_finetuned, write_summary
+from prunus.pipeline.following import follow, leading
 from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
 from prunus.pipeline.sparse import obtain_sparse
+from prunus.pipeline.tracking import Track, open_tracker
 from prunus.report import write_report
 from prunus.stopping import Stopping
+from prunus.training.team import Team, join_team
 
 __all__ = ["DEMO", "RunFolder", "compress", "demo"]
 
@@ -39,15 +43,24 @@ DEMO = {
 
 
 def compress(
-    config: RunConfig, console: Console | None = None, *, fresh: bool = False, max_minutes: float | None = None
+    config: RunConfig,
+    console: Console | None = None,
+    *,
+    fresh: bool = False,
+    max_minutes: float | None = None,
+    dense_only: bool = False,
 ) -> Path:
     """Make a network small as `config` says, going on where an earlier call stopped; return the run folder.
+
+    Started several times over by `torchrun` or `accelerate launch`, the processes train together: rank 0 does what is
+    said here, and the others follow it.
 
     Args:
         config: the whole run.
         console: where progress in words goes; by default the terminal.
         fresh: delete what an earlier run left in the folder, and start over.
         max_minutes: stop at a checkpoint after so long, above 0; a call gets at least one step further.
+        dense_only: stop once the dense network is trained; the same call without this goes on.
 
     Raises:
         Stopped: the time is over, or SIGINT or SIGTERM came; the same call goes on.
@@ -60,16 +73,27 @@ def compress(
     console = console or Console()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
+    team = join_team(cpu=config.device == "cpu")
+    device = team.device if team.size > 1 else choose_device(config.device)
+    if not team.leads:
+        follow(config, team, device)
+        return config.run_dir
     with (
+        leading(team),
         Stopping(max_minutes) as stopping,
         said_in_words(lambda: _smaller(config)),
         open_run(config, describe_environment(device), fresh=fresh) as folder,
     ):
         if folder.summary.exists():
             console.print(f"{folder.path} is finished; type the command with --fresh to start over", highlight=False)
+        elif dense_only:
+            obtain_dense(prepare(config, folder, device, console, stopping))
+            return folder.path
         else:
-            _carry_out(config, folder, device, console, stopping)
+            if team.size > 1:
+                stopping.expect_signals_twice()
+            with open_tracker(config, folder) as track:
+                _carry_out(config, folder, device, console, stopping, team, track)
         if not folder.report.exists():
             write_report(folder.path)
         folder.tidy()
@@ -82,9 +106,18 @@ def demo(out: Path | str, console: Console | None = None, *, seed: int = 0, fres
 
 
 def _carry_out(
-    config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping
+    config: RunConfig,
+    folder: RunFolder,
+    device: torch.device,
+    console: Console,
+    stopping: Stopping,
+    team: Team,
+    track: Track,
 ) -> None:
-    run = prepare(config, folder, device, console, stopping)
+    run = dataclasses.replace(prepare(config, folder, device, console, stopping, team), track=track)
+    if team.size > 1:
+        run.say(f"processes  {team.size} train together; this one, rank 0, does all else")
+        team.tell(True)
     if not folder.dense.exists():
         rehearse(run)
     try:

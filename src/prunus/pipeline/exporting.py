@@ -13,7 +13,8 @@ from rich.text import Text
 
 from prunus.deploy import Exported, export_each, find_format
 from prunus.files import atomic_write_json
-from prunus.pipeline.subjects import find_subject
+from prunus.pipeline.hub import HUB, write_hub_folder
+from prunus.pipeline.subjects import default_folder, find_subject
 from prunus.report import numbers
 
 RESULTS = "export.json"
@@ -36,7 +37,7 @@ def export_source(
 
     Args:
         source: a run folder, a model file, or a network's name.
-        to: names of formats.
+        to: names of formats, "huggingface" among them.
         console: where is said what happens.
         out: folder of the files; by default `export` in the run folder.
         dense: take the run's network before the removal.
@@ -46,8 +47,15 @@ def export_source(
         half: store weights as float16 in formats that can.
         samples: of the test images, at most; all by default.
     """
-    for wanted in to:
+    formats = [wanted for wanted in to if wanted != HUB]
+    for wanted in formats:
         find_format(wanted)  # before anything is loaded
+    if HUB in to:
+        place = (out or default_folder(source)) / HUB
+        write_hub_folder(source, place, dense=dense)
+        console.print(f"wrote {place}", highlight=False, soft_wrap=True)
+    if not formats:
+        return []
     subject = find_subject(source, dense=dense, network=network, input_shape=input_shape, count=samples)
     folder = out or subject.folder
     if subject.note:
@@ -55,7 +63,7 @@ def export_source(
     done: list[Exported] = []
     name = "dense" if dense else "model"
     for exported in export_each(
-        subject.model, folder, to, subject.info, name=name, samples=subject.samples, fold=fold, half=half
+        subject.model, folder, formats, subject.info, name=name, samples=subject.samples, fold=fold, half=half
     ):
         done.append(exported)
         console.print(f"wrote {exported.files[0]}", highlight=False, soft_wrap=True)

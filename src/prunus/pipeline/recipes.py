@@ -62,6 +62,7 @@ def _shared(run: Run) -> dict[str, Any]:
     return {
         "batch_size": config.batch_size,
         "accumulate": config.accumulate,
+        "sync_batchnorm": config.sync_batchnorm,
         "weight_decay": config.weight_decay,
         "label_smoothing": config.label_smoothing,
         "crop_padding": config.crop_padding if config.crop_padding is not None else side // 8,

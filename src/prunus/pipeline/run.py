@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +15,21 @@ from torch import Tensor, nn
 
 from prunus.config import RunConfig
 from prunus.data import ImageData, Split, augment, load_data, normalize
-from prunus.deploy import load
+from prunus.deploy import load, save
 from prunus.errors import ConfigError
 from prunus.models import build_model
 from prunus.pipeline.run_folder import RunFolder
+from prunus.pipeline.tracking import Track, no_track
 from prunus.stopping import Stopping
 from prunus.training import Hook, Recipe, fit
+from prunus.training.team import ALONE, Team
 
 _PROOF_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's settings, folder, device, data, the console it talks on, and what may stop it."""
+    """One run's settings, folder, device, data, the console it talks on, what may stop it, and who trains with it."""
 
     config: RunConfig
     folder: RunFolder
@@ -34,6 +38,8 @@ class Run:
     split: Split
     console: Console
     stopping: Stopping
+    team: Team = ALONE
+    track: Track = no_track
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -90,13 +96,33 @@ class Run:
         """Train with the run's data, and record every epoch.
 
         The rounds of an iterative schedule are one stage in the metrics, search; `offset` counts the epochs before.
-        Where the recipe distils, the dense network is the teacher.
+        Where the recipe distils, the dense network is the teacher. Other processes are told, and train along.
         """
+        if self.team.size > 1:
+            save(model, self.folder.shared, **self.identity)
+            kind = type(hook).__name__ if hook else None
+            self.team.tell({"recipe": dataclasses.asdict(recipe), "stage": stage, "hook": kind})
 
         def record(row: dict[str, Any]) -> None:
             in_rounds = {"stage": "search", "epoch": row["epoch"] + offset, "round": stage.removeprefix("round-")}
-            self.folder.record(row | in_rounds if stage.startswith("round-") else row)
+            named = row | in_rounds if stage.startswith("round-") else row
+            self.folder.record(named)
+            self.track(named)
 
+        with self.stopping.postponed() if self.team.size > 1 else contextlib.nullcontext():
+            self.fit(model, recipe, stage, hook, record)
+        self.folder.shared.unlink(missing_ok=True)
+        model.cpu()
+
+    def fit(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        stage: str,
+        hook: Hook | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> None:
+        """Train with the run's data, as every process of the run does."""
         fit(
             model,
             self.split,
@@ -116,22 +142,29 @@ class Run:
             device=self.device,
             hook=hook,
             teacher=load(self.folder.dense) if recipe.distill else None,
-            on_epoch=record,
+            on_epoch=on_epoch,
             stopping=self.stopping,
             compile=self.config.compile,
+            team=self.team,
         )
-        model.cpu()
 
     def say(self, text: str) -> None:
         """Tell the user what happens."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def prepare(config: RunConfig, folder: RunFolder, device: torch.device, console: Console, stopping: Stopping) -> Run:
+def prepare(
+    config: RunConfig,
+    folder: RunFolder,
+    device: torch.device,
+    console: Console,
+    stopping: Stopping,
+    team: Team = ALONE,
+) -> Run:
     """Load the data and hold part of it out; the seed decides which."""
     data = load_images(config)
     split = data.split(config.validation, config.seed)
-    run = Run(config, folder, device, data, split, console, stopping)
+    run = Run(config, folder, device, data, split, console, stopping, team)
     skipped = f", {data.skipped} skipped" if data.skipped else ""
     run.say(
         f"data       {data.name}: {len(run.split.train_labels):,} training, {len(run.split.val_labels):,} validation, "

@@ -84,6 +84,11 @@ class RunFolder:
         """The small network before its fine-tuning: output of the search stage."""
         return self.checkpoints / "removed.safetensors"
 
+    @property
+    def shared(self) -> Path:
+        """The network that several processes begin to train."""
+        return self.checkpoints / "shared.safetensors"
+
     def recovered(self, number: int) -> Path:
         """Say where the network of a removal, from 1, lies after the steps of its recovery."""
         return self.checkpoints / f"recovered-{number}.ckpt.safetensors"

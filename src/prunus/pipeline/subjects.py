@@ -44,6 +44,14 @@ def model_file(source: str | Path) -> Path | None:
     return path if path.is_file() or path.suffix == ".safetensors" else None
 
 
+def default_folder(source: str) -> Path:
+    """Say where the files of a source go: beside it, or for a name in a folder of that name here."""
+    file = model_file(source)
+    if file is not None:
+        return file.parent / "export"
+    return Path("export") / "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in source)
+
+
 def find_subject(
     source: str,
     *,
@@ -85,8 +93,7 @@ def _named(spec: str, input_shape: tuple[int, ...] | None) -> Subject:
     if len(found.inputs) != 1 or not isinstance(found.inputs[0], Tensor):
         raise ModelError(f"{spec} takes {len(found.inputs)} inputs, and a file has one: wrap it in a module with one")
     shape = input_shape or tuple(found.inputs[0].shape[1:])
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in spec)
-    return Subject(found.model.eval(), FileInfo(format="", model=spec, input_shape=shape), Path("export") / plain)
+    return Subject(found.model.eval(), FileInfo(format="", model=spec, input_shape=shape), default_folder(spec))
 
 
 def _stored(file: Path, network: str | None, input_shape: tuple[int, ...] | None) -> Subject:
@@ -111,7 +118,7 @@ def _stored(file: Path, network: str | None, input_shape: tuple[int, ...] | None
         std=header.std,
         plan=header.plan,
     )
-    return Subject(load(file, factory=factory), info, file.parent / "export")
+    return Subject(load(file, factory=factory), info, default_folder(str(file)))
 
 
 def _build(spec: str) -> nn.Module:

@@ -22,8 +22,9 @@ from prunus.training.hardware import Compute
 from prunus.training.mixing import Blend, draw_blend
 from prunus.training.optimiser import learning_rate, set_learning_rate
 from prunus.training.progress import ProgressDisplay
-from prunus.training.randomness import generator_state, set_generator_state
+from prunus.training.randomness import generator_state, seed_step, set_generator_state
 from prunus.training.recipe import Recipe
+from prunus.training.team import ALONE, Team
 
 _STEPS_BETWEEN_LOSS_CHECKS = 50  # reading the loss makes a GPU wait; a NaN stays in the running sum
 
@@ -54,6 +55,8 @@ class Parts:
     average: AveragedModel | None
     loss: Loss
     compute: Compute
+    team: Team = ALONE
+    name: str = ""  # of the training, for the random numbers of processes beside the first
 
     @property
     def delivered(self) -> nn.Module:
@@ -76,11 +79,18 @@ class Pause:
     @property
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return self._stopping.due or time.monotonic() >= self._next
+        return self.leaving or time.monotonic() >= self._next
 
-    def take(self, position: Position) -> None:
-        """Write the checkpoint, and leave if that is what it is for."""
+    @property
+    def leaving(self) -> bool:
+        """Whether the training has been asked to end."""
+        return self._stopping.due
+
+    def take(self, position: Position, leave: bool = False) -> None:
+        """Write the checkpoint, and leave if that is what it is for; `leave` where another process was asked to."""
         self._save(position)
+        if leave:
+            self._stopping.stop_with_others()
         self._stopping.check()
 
 
@@ -96,10 +106,10 @@ def train_epoch(
     pause: Pause,
 ) -> dict[str, float]:
     """Take one pass over the images, from `position` on; return the mean loss and accuracy, as seen while training."""
-    model, optimiser, compute = parts.model, parts.optimiser, parts.compute
+    model, optimiser, compute, team = parts.model, parts.optimiser, parts.compute, parts.team
     model.train()
-    loss_sum = torch.tensor(position.loss_sum, device=compute.device)
-    correct = torch.tensor(position.correct, device=compute.device)
+    loss_sum = torch.tensor(position.loss_sum if team.leads else 0.0, device=compute.device)
+    correct = torch.tensor(position.correct if team.leads else 0, device=compute.device)
     order = torch.randperm(len(data.train_labels), generator=generator, device=compute.device)
     set_generator_state(generator, position.generator)
     steps = max(1, len(order) // recipe.batch_size)
@@ -115,7 +125,10 @@ def train_epoch(
         if blend:
             batch = compute.lay_out(blend.images(batch))
         optimiser.zero_grad()
+        if not team.leads:
+            seed_step(f"{parts.name}/{epoch}/{step}/{team.rank}")
         loss, right = _learn(parts, batch, target, blend, recipe.accumulate)
+        together = team.add_gradients(model, (pause.leaving, team.leads and pause.due)) if team.size > 1 else None
         optimiser.step()
         if parts.average is not None:
             parts.average.update_parameters(model)
@@ -124,28 +137,35 @@ def train_epoch(
         correct += right
         seen += len(chosen)
         last = step + 1 == steps
-        pausing = not last and pause.due
+        pausing = not last and (any(together) if together else pause.due)
         if pausing or last or (step + 1) % _STEPS_BETWEEN_LOSS_CHECKS == 0:
-            stop_unless_finite(loss_sum.item(), epoch, recipe)
+            stop_unless_finite(team.total(loss_sum), epoch, recipe)
         display.step(seen / (time.perf_counter() - started))
+        if pausing or last:
+            team.average_statistics(model, parts.average)
         if pausing:
             reached = Position(
                 step=step + 1,
-                loss_sum=loss_sum.item(),
-                correct=int(correct.item()),
+                loss_sum=team.total(loss_sum),
+                correct=int(team.total(correct)),
                 seconds=position.seconds + time.perf_counter() - started,
                 generator=generator_state(generator),
             )
-            pause.take(reached)
+            pause.take(reached, leave=bool(together and together[0]))
     seen += position.step * recipe.batch_size
-    return {"loss": loss_sum.item() / steps, "train_accuracy": correct.item() / seen}
+    return {"loss": team.total(loss_sum) / steps, "train_accuracy": team.total(correct) / seen}
 
 
 def _learn(parts: Parts, batch: Tensor, target: Tensor, blend: Blend | None, pieces: int) -> tuple[Tensor, Tensor]:
-    """Add up the gradients of a batch's mean loss, piece by piece; return the loss and how many are named right."""
+    """Add up the gradients of a batch's mean loss, piece by piece; return the loss and how many are named right.
+
+    Where several processes train, both are what this one's part of the batch adds to those of the whole.
+    """
     losses, right = [], []
+    own = parts.team.part(len(batch))
     for number in range(pieces):
-        piece = slice(len(batch) * number // pieces, len(batch) * (number + 1) // pieces)
+        count = own.stop - own.start
+        piece = slice(own.start + count * number // pieces, own.start + count * (number + 1) // pieces)
         images, labels = batch[piece], target[piece]
         if not len(labels):  # of fewer images than pieces
             continue

@@ -19,6 +19,7 @@ def evaluate(
     normalize: Callable[[Tensor], Tensor],
     batch_size: int = 500,
     device: torch.device | str = "cpu",
+    part: slice | None = None,
 ) -> dict[str, float]:
     """Measure accuracy, in [0, 1], and mean cross-entropy, in float32 and eval mode; the mode is put back.
 
@@ -29,22 +30,26 @@ def evaluate(
         normalize: turns uint8 images into what the network takes.
         batch_size: images a forward pass.
         device: where the network is.
+        part: which of the images count, from start to stop; all of them without it.
 
     Returns:
         {"accuracy": …, "loss": …}
     """
+    first, end = (part.start, part.stop) if part else (0, len(images))
     training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                batch = images[start : start + batch_size].to(device)
-                target = labels[start : start + batch_size].to(device)
+            for start in range(first, end, batch_size):
+                chosen = slice(start, min(start + batch_size, end))
+                batch = images[chosen].to(device)
+                target = labels[chosen].to(device)
                 logits = model(normalize(batch)).float()
                 loss += F.cross_entropy(logits, target, reduction="sum")
                 correct += (logits.argmax(1) == target).sum()
     finally:
         model.train(training)
-    return {"accuracy": correct.item() / len(images), "loss": loss.item() / len(images)}
+    count = max(1, end - first)  # a process may have no part of a few images
+    return {"accuracy": correct.item() / count, "loss": loss.item() / count}

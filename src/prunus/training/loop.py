@@ -45,6 +45,9 @@ from prunus.training.optimiser import build_optimiser
 from prunus.training.progress import ProgressDisplay
 from prunus.training.randomness import epoch_generator, seed_everything
 from prunus.training.recipe import Recipe
+from prunus.training.synchronising import synchronised
+from prunus.training.team import ALONE, Team
+from prunus.training.together import prepare_epoch, share_state
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def fit(
     checkpoint_minutes: float = 10.0,
     checkpoints_kept: int = 2,
     compile: bool = False,
+    team: Team = ALONE,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, and go on from the last step that a checkpoint of this training has.
 
@@ -105,6 +109,9 @@ def fit(
         checkpoints_kept: how many stay on the disk, at least 1; where the last one is damaged, the one before serves.
         compile: whether the network is trained through torch.compile, with CUDA graphs on CUDA; where that fails, which
             is said on stderr, it is trained as it is.
+        team: the processes that train this network together, each of which calls `fit` with the same arguments. Every
+            batch is shared out among them; rank 0 alone writes checkpoints, asks the hook and is given metrics, and
+            the others follow. A Reshaper serves the others to rebuild what rank 0 has; a StepHook acts on all.
 
     Returns:
         One dict an epoch: stage, epoch (from 1), loss (augmented; with label smoothing and teacher), train_accuracy
@@ -130,6 +137,7 @@ def fit(
     def prepare(images: Tensor) -> Tensor:
         return compute.lay_out(normalize(images))
 
+    _refuse_small_parts(team, recipe, len(data.train_images))
     run = describe_run(recipe, stage, seed, hook, teacher, data.train_labels, data.val_labels)
 
     def begin(model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Parts, CheckpointStore]:
@@ -138,49 +146,61 @@ def fit(
         if isinstance(hook, StepHook):
             _call_after_steps(optimiser, hook, model)
         average = average_of(model, recipe.ema)
-        path = checkpoint_path(checkpoint_dir, stage)
+        path = checkpoint_path(checkpoint_dir, stage) if team.leads else None
         store = CheckpointStore(path, run, model, optimiser, device, average, checkpoints_kept)
-        piece = -(-min(recipe.batch_size, len(data.train_images)) // recipe.accumulate)
+        piece = -(-min(recipe.batch_size, len(data.train_images)) // (recipe.accumulate * team.size))
         forward = compiled(model, compute, prepare(data.train_images[:piece])) if compile else model
-        return Parts(model, forward, optimiser, average, loss, compute), store
+        return Parts(model, forward, optimiser, average, loss, compute, team, f"{seed}/{stage}"), store
 
     def save(position: Position, finished: bool = False) -> None:
         """Write a checkpoint after the history so far and a position in the next epoch."""
         if not finite(parts.model):
             raise diverged(len(history) + bool(position.step), recipe)
-        hook_state = hook.state() if hook else {}
-        save_checkpoint(store, Checkpoint(history=history, finished=finished, hook_state=hook_state, position=position))
+
+        def write() -> None:
+            state = hook.state() if hook else {}
+            save_checkpoint(store, Checkpoint(history=history, finished=finished, hook_state=state, position=position))
+
+        team.lead(write)
         pause.saved()
 
     parts, store = begin(model, build_optimiser(model, recipe))
-    found = find_checkpoint(store)
-    if found and isinstance(hook, Reshaper):
-        hook.load_state(found.content.hook_state)
-        model = hook.rebuild(model)
-        parts, store = begin(model, build_optimiser(model, recipe))
-    seed_everything(seed, stage)
-    checkpoint = restore_checkpoint(store, found) if found else Checkpoint()
-    history, finished, position = list(checkpoint.history), checkpoint.finished, checkpoint.position
-    if hook and found and not isinstance(hook, Reshaper):
+    found = team.lead(lambda: find_checkpoint(store))
+    checkpoint = Checkpoint(**team.tell(dict(found.content.model_dump()) if found else {}))
+    goes_on = checkpoint != Checkpoint()
+    if goes_on and isinstance(hook, Reshaper):
         hook.load_state(checkpoint.hook_state)
-    for metrics in history:
+        parts, store = begin(network := hook.rebuild(model), build_optimiser(network, recipe))
+    seed_everything(seed, stage)
+    team.lead(lambda: restore_checkpoint(store, found) if found else None)
+    share_state(parts)
+    history, finished, position = list(checkpoint.history), checkpoint.finished, checkpoint.position
+    if hook and goes_on and not isinstance(hook, Reshaper):
+        hook.load_state(checkpoint.hook_state)
+    for metrics in history if team.leads else ():
         on_epoch(metrics)
 
     stopping = stopping or Stopping()
     pause = Pause(stopping, 60 * checkpoint_minutes, save)
     done = len(history) * steps_per_epoch + position.step
-    display = ProgressDisplay(stage, recipe.epochs, steps_per_epoch, enabled=progress, done=done)
+    display = ProgressDisplay(stage, recipe.epochs, steps_per_epoch, enabled=progress and team.leads, done=done)
     with stopping.postponed(), display:
         while not finished:
             epoch, started = len(history) + 1, time.perf_counter() - position.seconds
             if hook and not position.step:
-                hook.epoch_start(parts.model, epoch)
-                if isinstance(hook, Reshaper) and (replaced := hook.replace(parts.model, parts.optimiser)):
+                replaced = prepare_epoch(parts, hook, epoch, model, lambda network: build_optimiser(network, recipe))
+                if replaced:
                     parts, store = begin(*replaced)
+                share_state(parts)
             generator = epoch_generator(seed, stage, epoch, device)
-            trained = train_epoch(parts, data, recipe, epoch, augment, generator, display, position, pause)
+            with synchronised(parts.model, team, recipe.sync_batchnorm):
+                trained = train_epoch(parts, data, recipe, epoch, augment, generator, display, position, pause)
             position = Position()
-            validated = evaluate(parts.delivered, data.val_images, data.val_labels, normalize=prepare, device=device)
+            own = team.part(len(data.val_images))
+            validated = evaluate(
+                parts.delivered, data.val_images, data.val_labels, normalize=prepare, device=device, part=own
+            )
+            validated = team.mean_of(validated, own.stop - own.start)
             stop_unless_finite(validated["loss"], epoch, recipe)
             metrics = {"stage": stage, "epoch": epoch} | trained | {f"val_{k}": v for k, v in validated.items()}
             metrics |= {
@@ -188,13 +208,15 @@ def fit(
                 "seconds": time.perf_counter() - started,
             }
 
-            stopped = bool(hook and hook.epoch_end(parts.model, epoch, metrics))
-            finished = stopped or epoch == recipe.epochs
+            stopped = team.lead(lambda: bool(hook and hook.epoch_end(parts.model, epoch, metrics)))  # noqa: B023
+            finished = bool(team.tell(stopped)) or epoch == recipe.epochs
             history.append(metrics)
             save(position, finished)
-            on_epoch(metrics)
+            team.lead(lambda: on_epoch(metrics))  # noqa: B023
             display.epoch(metrics)
             if not finished:
+                if team.any(stopping.due):
+                    stopping.stop_with_others()
                 stopping.check()
 
     if parts.average is not None:
@@ -209,6 +231,16 @@ def _call_after_steps(optimiser: torch.optim.Optimizer, hook: StepHook, model: n
         hook.step_end(model, stepped.param_groups[0]["lr"])
 
     optimiser.register_step_post_hook(step_end)
+
+
+def _refuse_small_parts(team: Team, recipe: Recipe, images: int) -> None:
+    batch = min(recipe.batch_size, images)
+    if team.size > 1 and batch < 2 * team.size * recipe.accumulate:
+        needed = 2 * team.size * recipe.accumulate
+        raise ConfigError(
+            f"training recipe: {team.size} processes with {recipe.accumulate} piece(s) each cannot share out a step's "
+            f"{batch} images, since a piece needs two; give a batch_size of {needed} or more."
+        )
 
 
 def _on_device(data: LabelledImages, device: torch.device) -> LabelledImages:

@@ -38,6 +38,11 @@ def seed_everything(seed: int, stage: str) -> None:
     random.seed(number)
 
 
+def seed_step(name: str) -> None:
+    """Seed torch's generators for one step of a process whose states no checkpoint has."""
+    torch.manual_seed(_number(name))
+
+
 def capture_random_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the global generators: what is long as tensors, the rest as a JSON-able dict."""
     numpy_state = np.random.get_state(legacy=False)

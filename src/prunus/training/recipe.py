@@ -39,6 +39,7 @@ class Recipe:
             is what is validated and what the training ends with.
         accumulate: pieces that a step's images are computed in, one after the other, in [1, batch_size / 2], for less
             memory. The gradient is that of the whole batch, but BatchNorm sees a piece at a time.
+        sync_batchnorm: where several processes train, BatchNorm sees the images of all of them, not each its own.
     """
 
     epochs: int
@@ -58,6 +59,7 @@ class Recipe:
     temperature: float = 4.0
     ema: float = 0.0
     accumulate: int = 1
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         """Report everything that is out of range at once."""
