@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import prunus
 from prunus.cli import app
 from prunus.deploy import FORMATS, WRITTEN, Exported, open_exported
 from prunus.deploy.comparing import Samples, compare, outputs_of, random_samples
+from prunus.deploy.formats import litert
 from prunus.errors import ConfigError, DataError, ModelError, VerificationError
 
 QUICK = ("onnx", "pt2", "ncnn")
@@ -158,6 +160,18 @@ def test_wrong_formats_and_missing_extras_are_one_line(tmp_path: Path, monkeypat
     assert "\n" not in str(caught.value)
 
 
+def test_the_converter_of_litert_is_asked_for_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    monkeypatch.delenv(litert.PYTHON, raising=False)
+    with pytest.raises(ConfigError, match=r"needs litert-torch.*export PRUNUS_LITERT_PYTHON=") as caught:
+        prunus.export(nn.Flatten(), tmp_path, ["litert"], input_shape=(3, 2, 2))
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+    monkeypatch.setenv(litert.PYTHON, str(tmp_path / "python"))
+    with pytest.raises(ConfigError, match="there is no such file"):
+        prunus.export(nn.Flatten(), tmp_path, ["litert"], input_shape=(3, 2, 2))
+
+
 def test_images_of_another_size_are_refused(files: dict[str, Exported]) -> None:
     with pytest.raises(DataError, match="takes images of 3×16×16, and these are 3×8×8"):
         open_exported(files["onnx"].files[0])(np.zeros((1, 3, 8, 8), np.float32))
@@ -272,6 +286,8 @@ NETWORKS = ("resnet20", "vgg16_bn", "googlenet", "mobilenetv2_half", "shufflenet
 def test_every_runtime_agrees_on_every_kind_of_network(wanted: str, name: str, tmp_path: Path) -> None:
     for module in FORMATS[wanted].writing:
         pytest.importorskip(module)
+    if wanted == "litert" and not os.environ.get(litert.PYTHON):
+        pytest.skip(f"needs litert-torch, by {litert.PYTHON}")
     samples = random_samples((3, 32, 32), count=200)
     (row,) = prunus.export(pruned(name), tmp_path, [wanted], input_shape=(3, 32, 32), samples=samples)
     assert row.comparison.images == 200

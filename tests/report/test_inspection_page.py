@@ -172,7 +172,6 @@ def test_the_page_needs_nothing_else_and_is_small(found: Inspection) -> None:
 
 @pytest.mark.slow
 def test_a_deep_network_stays_under_two_megabytes() -> None:
-    pytest.importorskip("torchvision")
     page = render_inspection(inspect_network("torchvision:resnet152"))
     assert page.count("<li role") == 207 and len(page.encode()) < 2_000_000
 

@@ -13,7 +13,9 @@ def bench(
     sources: Annotated[list[str], typer.Argument(metavar="RUN|FILE…", help="A run folder, or exported files.")],
     runtime: Annotated[
         str | None,
-        typer.Option(help="Of a run, with commas: ort, executorch, ncnn, torch. [default: ort]", metavar="RUNTIMES"),
+        typer.Option(
+            help="Of a run, with commas: ort, executorch, ncnn, litert, torch. [default: ort]", metavar="RUNTIMES"
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.", metavar="N", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="Images a call.", metavar="N", min=1)] = 1,

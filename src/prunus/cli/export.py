@@ -38,7 +38,7 @@ def export(
 ) -> None:
     """Write a network for other runtimes, and prove each file: run in its own runtime, beside PyTorch.
 
-    [bold]FORMATS[/bold] are onnx (ONNX Runtime), executorch (with XNNPACK), ncnn and pt2 (torch.export);
+    [bold]FORMATS[/bold] are onnx (ONNX Runtime), executorch (with XNNPACK), ncnn, litert and pt2 (torch.export);
     huggingface is a folder with model.safetensors, config.json and a model card.
 
     [cyan]prunus export runs/a --to onnx,ncnn[/cyan]

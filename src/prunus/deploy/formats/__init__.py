@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prunus.deploy.capturing import Captured
 from prunus.deploy.file_info import FileInfo
-from prunus.deploy.formats import executorch, ncnn, onnx, own, pt2
+from prunus.deploy.formats import executorch, litert, ncnn, onnx, own, pt2
 from prunus.deploy.runner import Runner
 from prunus.errors import ConfigError, FileFormatError
 
@@ -71,6 +71,17 @@ FORMATS: dict[str, Format] = {
             write=executorch.write,
             open=executorch.open_file,
             beside=(".pte.json",),
+        ),
+        Format(
+            name="litert",
+            runtime="litert",
+            suffix=".tflite",
+            extra="litert",
+            writing=("ai_edge_litert",),  # the converter may be elsewhere
+            running=("ai_edge_litert.interpreter",),
+            write=litert.write,
+            open=litert.open_file,
+            beside=(".tflite.json",),
         ),
         Format(
             name="ncnn",
