@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from prunus.deploy.formats import FORMATS, WRITTEN, find_format, open_exported
 from prunus.deploy.formats.onnx import encode_layer, open_bytes
 from prunus.deploy.latency import processor_name
 from prunus.deploy.layer_shapes import Kind, LayerShape, LayerUse, layer_uses
+from prunus.deploy.runner import Runner
 from prunus.errors import BudgetError, ConfigError, FileFormatError, ModelError
 from prunus.files import atomic_write_json, read_json
 from prunus.graph.channels import ChannelGraph, LayerTime
@@ -46,6 +48,8 @@ _NETWORKS = 6
 _ALONE = 0.5  # how much a scale of 1, "in a network as alone", counts beside a network that was measured
 _QUICK = 10  # percentile of the calls: what comes between only makes a call slower
 _FORMAT = 1  # of a cached table
+_MULTIPLES = (1, 2, 4, 8, 16)
+_ROUNDING = 0.01
 _KINDS: tuple[Kind, ...] = ("convolution", "pointwise", "depthwise", "linear")
 
 Floats = npt.NDArray[np.float64]
@@ -60,6 +64,7 @@ class MeasuredTimes:
         times: by weight, for `ChannelGraph.with_times`.
         table_error: mean relative error of the fitted tables on the layers that were measured alone.
         network_error: mean relative error on whole networks, each predicted from the others.
+        multiple: widths that are multiples of this many channels cost about what the ones below cost.
         runtime: name and version.
         processor: where it was measured.
         threads: CPU threads within an operator.
@@ -68,6 +73,7 @@ class MeasuredTimes:
     times: dict[str, LayerTime]
     table_error: float
     network_error: float
+    multiple: int
     runtime: str
     processor: str
     threads: int
@@ -120,14 +126,17 @@ def measure_times(
         tables[shape], error = _table(clock, shape, widest)
         errors.append(error)
         progress((number + 1) * len(_SHARES), total)
-    networks = _networks(model, graph, seed)
-    done = len(shapes) * len(_SHARES)
-    measured = clock.networks(networks, tuple(example.shape[1:]), lambda count: progress(done + count, total))
+    networks, runners = _networks(model, graph, seed), []
+    for number, network in enumerate(networks):
+        runners.append(clock.open(network, tuple(example.shape[1:])))
+        progress(len(shapes) * len(_SHARES) + number + 1, total)
+    measured = clock.seconds(runners)
     features = np.array([_features(uses, tables, network) for network in networks])
     found = MeasuredTimes(
         times=_times(uses, tables, _fitted(features, measured)),
         table_error=float(np.mean(errors)),
         network_error=_left_out(features, measured),
+        multiple=liked_multiple(clock, uses),
         runtime=clock.version,
         processor=processor_name(),
         threads=threads,
@@ -154,36 +163,22 @@ class Clock:
             info = FileInfo(format="onnx", input_shape=input_shape)
             runner = open_bytes(encode_layer(layer, info), Path("layer.onnx"), self.threads)
             self.version = runner.runtime
-            times = time_in_turns({"": runner}, 1, 30, 5)[""]
         else:
-            times = self._times({"layer": nn.Sequential(layer, nn.ReLU())}, input_shape, runs=30, warmup=5)["layer"]
-        return max(1e-8, float(np.percentile(times, _QUICK)) / 1e3 - self._idle)
+            runner = self.open(nn.Sequential(layer, nn.ReLU()), input_shape)
+        return max(1e-8, float(self.seconds([runner], runs=30)[0]) - self._idle)
 
-    def networks(
-        self, networks: Sequence[nn.Module], input_shape: tuple[int, ...], progress: Callable[[int], None]
-    ) -> Floats:
-        """Return the seconds that networks take, called in turns."""
-        named = {str(number): network for number, network in enumerate(networks)}
-        times = self._times(named, input_shape, runs=60, warmup=5, progress=progress)
-        return np.array([float(np.percentile(times[name], _QUICK)) / 1e3 for name in named])
-
-    def _times(
-        self,
-        networks: Mapping[str, nn.Module],
-        input_shape: tuple[int, ...],
-        *,
-        runs: int,
-        warmup: int,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> dict[str, list[float]]:
+    def open(self, network: nn.Module, input_shape: tuple[int, ...]) -> Runner:
+        """Export a network and open the file, as users do."""
         with tempfile.TemporaryDirectory(prefix="prunus-") as folder:
-            runners = {}
-            for number, (name, network) in enumerate(networks.items()):
-                (file,) = export(network, folder, (self._format.name,), input_shape=input_shape, name=name)
-                runners[name] = open_exported(file.files[0], self.threads)
-                self.version = runners[name].runtime
-                progress(number + 1)
-            return time_in_turns(runners, 1, runs, warmup)
+            (file,) = export(network, folder, (self._format.name,), input_shape=input_shape)
+            runner = open_exported(file.files[0], self.threads)
+        self.version = runner.runtime
+        return runner
+
+    def seconds(self, runners: Sequence[Runner], runs: int = 60, percentile: float = _QUICK) -> Floats:
+        """Return what one call of each takes, called in turns: a percentile of the calls."""
+        times = time_in_turns({str(number): runner for number, runner in enumerate(runners)}, 1, runs, 5)
+        return np.array([float(np.percentile(taken, percentile)) / 1e3 for taken in times.values()])
 
 
 def _table(clock: Clock, shape: LayerShape, widest: tuple[int, int]) -> tuple[Floats, float]:
@@ -203,6 +198,24 @@ def _form(kind: Kind, inputs: int, outputs: int) -> Floats:
     if kind == "depthwise":
         return np.array([1.0, outputs, 0.0, 0.0])
     return np.array([1.0, outputs, inputs, inputs * outputs])
+
+
+def liked_multiple(clock: Clock, uses: Sequence[LayerUse]) -> int:
+    """Find the largest multiple that widths can be rounded up to at a cost of at most 1 %, of `_MULTIPLES`.
+
+    Runtimes work on blocks of channels, so that a last block which is not full takes as long as a full one. Measured on
+    the layer with the most MACs, at the widths of one largest block.
+    """
+    use = max(uses, key=lambda use: use.inputs * use.outputs * use.shape.positions * math.prod(use.shape.kernel))
+    first = max(1, min(use.inputs, use.outputs) // 2)
+    widths = range(first, first + 2 * _MULTIPLES[-1])
+    seconds = {n: clock.layer(use.shape.build(n, n), use.shape.input_shape(n)) for n in widths}
+
+    def cost(multiple: int) -> float:
+        rounded = [(n, -(-n // multiple) * multiple) for n in widths]
+        return float(np.mean([seconds[up] / seconds[n] for n, up in rounded if up in seconds]))
+
+    return max(multiple for multiple in _MULTIPLES if multiple == 1 or cost(multiple) <= 1 + _ROUNDING)
 
 
 def _networks(model: nn.Module, graph: ChannelGraph, seed: int) -> list[nn.Module]:
@@ -284,6 +297,7 @@ def decode_times(data: object) -> MeasuredTimes:
         times={str(weight): LayerTime(*map(_whole, parts)) for weight, parts in data["times"].items()},
         table_error=float(data["table_error"]),
         network_error=float(data["network_error"]),
+        multiple=_whole(data["multiple"]),
         runtime=str(data["runtime"]),
         processor=str(data["processor"]),
         threads=_whole(data["threads"]),
