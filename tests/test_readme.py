@@ -1,47 +1,30 @@
-"""What the documents tell people to type exists, parses and, where it is Python, runs."""
+"""The README and the guide say what is so, and their Python runs; tests/docs looks at the commands of all pages."""
 
 from __future__ import annotations
 
 import re
 import runpy
-import shlex
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import prunus
-from prunus.cli import app
+from tests.docs.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE)
+def python_of(document: str) -> list[str]:
+    return [block.code for block in blocks_of(ROOT / document) if block.language == "python"]
 
 
-def prunus_lines() -> list[str]:
-    lines = [line for block in blocks(README, "sh") for line in re.split(r"\n|&&", block)]
-    return [line.strip() for line in lines if re.match(r"\s*(?:\.venv/bin/)?prunus ", line)]
-
-
-@pytest.mark.parametrize("line", prunus_lines())
-def test_every_command_of_the_readme_parses(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "run.yaml").write_text("epochs: 3\n")
-    (tmp_path / "sweep.yaml").write_text(blocks((ROOT / "docs" / "sweep.md").read_text("utf-8"), "yaml")[0])
-    monkeypatch.chdir(tmp_path)
-    arguments = shlex.split(line)[1:]
-    extra = [{"compress": "--print-config", "sweep": "--dry-run"}.get(arguments[0], "--help")]
-    result = CliRunner().invoke(app, [*arguments, *extra])
-    assert result.exit_code == 0, result.output
+PYTHON = python_of("README.md")
 
 
 def test_the_readme_shows_both_commands_and_both_methods() -> None:
-    assert len(prunus_lines()) >= 5
     assert "prunus demo" in README
     assert README.count("reconstruction") >= 2
     assert "doi:10.1109/siprocess.2019.8868491" in README
@@ -54,20 +37,20 @@ def run_python(code: str, folder: Path) -> None:
     runpy.run_path(str(folder / "block.py"))
 
 
-@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+@pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_the_python_of_the_readme_runs(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_python(blocks(README, "python")[number], tmp_path)
+    run_python(PYTHON[number], tmp_path)
     assert "passed=True" in capsys.readouterr().out
 
 
 def test_the_criterion_of_the_guide_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = blocks(CONTRIBUTING, "python")
+    (block,) = python_of("CONTRIBUTING.md")
     model = "\nimport torch\n\nimport prunus\n\nmodel, x = prunus.build_model('resnet8'), torch.randn(1, 3, 8, 8)\n"
     use = "print(prunus.prune(model, x, criterion=largest_weight, pruning_ratio=0.5).verification.passed)"
-    run_python(re.sub(r"^ {3}", "", block, flags=re.MULTILINE) + model + use, tmp_path)
+    run_python(block + model + use, tmp_path)
     assert capsys.readouterr().out == "True\n"
 
 
@@ -111,18 +94,3 @@ def test_version_licence_and_changelog_agree() -> None:
     assert project["license"] == "MIT"
     assert "Prunus contributors" in (ROOT / "LICENSE").read_text()
     assert project["scripts"] == {"prunus": "prunus.cli:main"}
-
-
-def test_the_page_on_deployment_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "deployment.md").read_text("utf-8")
-    commands = [line for block in blocks(text, "sh") for line in block.splitlines() if line.startswith("prunus ")]
-    assert len(commands) >= 5
-    for line in commands:
-        parsed = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
-        assert parsed.exit_code == 0, parsed.output
-    monkeypatch.chdir(tmp_path)
-    opened, *runtimes = blocks(text, "python")
-    run_python(opened, tmp_path)
-    for name, code in zip(("onnx", "ncnn"), runtimes, strict=False):  # ExecuTorch is too large for the tests
-        prunus.export(prunus.build_model("resnet8"), tmp_path, [name], input_shape=(3, 32, 32))
-        run_python(code, tmp_path)

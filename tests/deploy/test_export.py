@@ -288,8 +288,9 @@ def test_every_runtime_agrees_on_every_kind_of_network(wanted: str, name: str, t
         pytest.importorskip(module)
     if wanted == "litert" and not os.environ.get(litert.PYTHON):
         pytest.skip(f"needs litert-torch, by {litert.PYTHON}")
-    samples = random_samples((3, 32, 32), count=200)
-    (row,) = prunus.export(pruned(name), tmp_path, [wanted], input_shape=(3, 32, 32), samples=samples)
+    side = 16 if name == "googlenet" else 32  # it computes ten times as much as the next
+    samples = random_samples((3, side, side), count=200)
+    (row,) = prunus.export(pruned(name), tmp_path, [wanted], input_shape=(3, side, side), samples=samples)
     assert row.comparison.images == 200
     assert row.comparison.max_relative_error < 1e-4
     assert row.comparison.agreement == 1

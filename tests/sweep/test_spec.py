@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prunus.config import RunConfig
+from prunus.config import MAY_CHANGE, RunConfig
+from prunus.config.running_fields import RunningFields
 from prunus.config.training_fields import TrainingFields
 from prunus.errors import ConfigError
 from prunus.pipeline import recipes
@@ -101,7 +102,7 @@ def test_a_network_or_a_criterion_that_is_none_is_named_as_well(tmp_path: Path) 
 
 
 def test_without_a_grid_the_message_shows_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no grid .* write e\.g\. grid: \{macs"):
+    with pytest.raises(ConfigError, match=r"there is no grid and no search .* write e\.g\. grid: \{macs"):
         load_sweep(written(tmp_path, BASE))
 
 
@@ -137,13 +138,52 @@ def test_no_setting_of_the_dense_training_is_left_out() -> None:
     assert {"epochs", "batch_size", "ema"} < read <= set(DENSE_KEYS)
     assert set(TrainingFields.model_fields) == (set(DENSE_KEYS) & set(TrainingFields.model_fields)) | AFTER_THE_DENSE
     assert not AFTER_THE_DENSE & set(DENSE_KEYS)
+    assert set(RunningFields.model_fields) <= set(DENSE_KEYS) | MAY_CHANGE
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_the_examples_of_the_page_can_be_used(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "cells", "trainings"), [(0, 12, 2), (1, 8, 1), (2, 20, 0), (3, 8, 4)])
+def test_the_examples_of_the_page_can_be_used(number: int, cells: int, trainings: int, tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "sweep.md").read_text("utf-8")
     examples = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(examples) == 2
+    assert len(examples) == 4
     sweep = load_sweep(written(tmp_path, examples[number]))
-    assert len(sweep.cells) == (12, 8)[number]
-    assert len({cell.needs for cell in sweep.cells}) == (2, 1)[number]
+    assert sweep.total == cells
+    assert len({cell.needs for cell in sweep.cells}) == trainings
+
+
+def test_a_search_is_checked_as_a_whole(tmp_path: Path) -> None:
+    text = BASE + "executor: ray\ndevices: [cuda:0]\nray: {gpu: 1}\nsearch:\n  objectives: [acuracy]\n  space:\n"
+    text += "    macs: {low: 0.5, high: 0.2}\n    seed: {low: a, high: 2}\n    rounds: 3\n"
+    text += "    ema: {low: 0, high: 0.9, log: true}\n"
+    with pytest.raises(ConfigError) as error:
+        load_sweep(written(tmp_path, text))
+    for line in (
+        "objectives: 'acuracy' is none of accuracy, macs, size_bytes, params",
+        "macs: low 0.5 is not below high 0.2",
+        "seed: low, high and step are numbers",
+        "rounds is neither a list such as [a, b] nor a range",
+        "ema: with log, low is above 0",
+        "devices (in ",
+        "gpu (in ray in ",
+    ):
+        assert line in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ("{space: {mac: {low: 0.2, high: 0.5}}}", "mac is no option; did you mean macs?"),
+        ("{space: {macs: {low: 0.2, high: 7.5}}}", "(cell macs 7.5)"),
+        ("{space: {macs: [0.5], rounds: [3, 4]}}", "--rounds 4 does nothing here"),
+        ("{trials: 3}", "space is missing"),
+        ("{space: {macs: [0.5]}, trial: 3}", "did you mean trials?"),
+    ],
+)
+def test_what_is_wrong_in_a_space_is_said(search: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_sweep(written(tmp_path, f"{BASE}search: {search}\n"))
+
+
+def test_a_grid_and_a_search_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a grid and a search"):
+        load_sweep(written(tmp_path, f"{BASE}grid: {{macs: [0.5]}}\nsearch: {{space: {{macs: [0.5]}}}}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,7 +19,8 @@ import pytest
 from prunus.errors import RunError
 from prunus.sweep import load_sweep
 from prunus.sweep.cells import SweepFolder
-from prunus.sweep.child import Child, Task
+from prunus.sweep.child import Child, Outcome, Task
+from prunus.sweep.executors import LocalExecutor
 from prunus.sweep.results import Row, _front
 from prunus.sweep.states import State, only_sweep, read_state, write_state
 
@@ -52,6 +54,31 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
         time.sleep(0.05)
 
 
+def running() -> dict[tuple[int, str], int]:
+    """Every process, as its number and the time of its start, with its parent."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            found[int(stat.parent.name), fields[19]] = int(fields[1])
+    return found
+
+
+def descendants(process: int) -> set[tuple[int, str]]:
+    below = {process}
+    found: set[tuple[int, str]] = set()
+    while more := {key for key, parent in running().items() if parent in below} - found:
+        found |= more
+        below |= {number for number, _ in more}
+    return found
+
+
+def kill_all(processes: set[tuple[int, str]]) -> None:
+    for number, _ in processes & running().keys():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
 def states(folder: SweepFolder) -> dict[str, State]:
     return {path.stem: read_state(path) for path in (folder.path / "states").glob("*.json")}
 
@@ -63,8 +90,10 @@ def written(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["local"])
-def test_twelve_cells_with_failures_and_a_kill_end_complete(executor: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_twelve_cells_with_failures_and_a_kill_end_complete(
+    executor: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     file = written(tmp_path, f"{TWELVE}executor: {executor}\n")
     folder = SweepFolder(tmp_path / "out")
     cells = json.loads(finished(file, "--dry-run", "--json").stdout)
@@ -77,7 +106,7 @@ def test_twelve_cells_with_failures_and_a_kill_end_complete(executor: str, tmp_p
 
     with (folder.run("cell", in_use) / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as another run in that folder would
-        killed_in_the_middle(command(file), folder)
+        killed_in_the_middle(command(file), folder, request)
         before = {path: path.stat().st_mtime_ns for path in folder.path.glob("cells/*/summary.json")}
 
         out_of_time = finished(file, "--max-minutes", "0.05")
@@ -98,19 +127,28 @@ def test_twelve_cells_with_failures_and_a_kill_end_complete(executor: str, tmp_p
     assert last.returncode == 0, last.stderr
     assert "12 of 12 cells are done" in last.stdout
     results = json.loads(folder.results.read_text())
+    assert folder.page.read_text().count("<tr><th scope=") == 12
     check_complete(results, {cell["name"] for cell in cells})
+    if executor == "local":
+        cell = folder.run("cell", no_folder)
+        alone = [sys.executable, "-m", "prunus", "compress", "--config", str(cell / "config.yaml")]
+        subprocess.run([*alone, "--out", str(tmp_path / "alone"), "--quiet"], check=True, capture_output=True, cwd=ROOT)
+        assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (cell / "model.safetensors").read_bytes()
     assert before and all(path.stat().st_mtime_ns == at for path, at in before.items()), "done cells were run again"
 
 
-def killed_in_the_middle(arguments: list[str], folder: SweepFolder) -> None:
+def killed_in_the_middle(arguments: list[str], folder: SweepFolder, request: pytest.FixtureRequest) -> None:
     """Start a sweep and, with cells done and cells at work, kill it and one of its processes; another one lives on."""
     process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
     wait_for(lambda: len(list(folder.path.glob("cells/*/summary.json"))) >= 3, process)
-    wait_for(lambda: any(state.pid for state in states(folder).values()), process)
+    wait_for(lambda: any(state.status == "running" for state in states(folder).values()), process)
+    whole = descendants(process.pid)
     process.kill()
     process.wait()
-    at_work = [state.pid for state in states(folder).values() if state.pid]
-    os.kill(at_work[0], signal.SIGKILL)
+    request.addfinalizer(lambda: kill_all(whole))  # Ray's own agents outlive a driver that is killed, some for minutes
+    at_work = [state.pid for state in states(folder).values() if state.pid]  # under Ray nobody knows
+    if at_work:
+        os.kill(at_work[0], signal.SIGKILL)
 
 
 def check_complete(results: dict[str, Any], names: set[str]) -> None:
@@ -135,6 +173,17 @@ def test_a_dense_training_that_fails_takes_its_cells_along(tmp_path: Path) -> No
     rows = json.loads(result.stdout)["cells"]
     assert [row["status"] for row in rows] == ["failed", "failed"]
     assert all("its dense training dense-resnet8-" in row["error"][0] for row in rows)
+    assert all("no/such.zip" in " ".join(row["error"]) for row in rows)
+
+
+def test_a_search_asks_for_all_its_trials_though_they_fail(tmp_path: Path) -> None:
+    text = "base: {model: resnet8, data: no/such.zip}\nretries: 0\n"
+    text += "search: {space: {macs: {low: 0.4, high: 0.6}}, trials: 3}\n"
+    result = finished(written(tmp_path, text), "--json")
+    assert result.returncode == 1, result.stderr
+    rows = json.loads(result.stdout)["cells"]
+    assert [row["status"] for row in rows] == ["failed"] * 3
+    assert len({row["settings"]["macs"] for row in rows}) == 3
     assert all("no/such.zip" in " ".join(row["error"]) for row in rows)
 
 
@@ -163,6 +212,46 @@ def test_a_process_is_not_started_twice_though_its_sweep_is_gone(tmp_path: Path)
         time.sleep(0.02)
     assert outcome.code == 2 and outcome.said[0].startswith("error: The configuration has")
     assert "prunus 0" not in " ".join(outcome.said), "words of an earlier attempt"
+
+
+def test_processes_are_spread_over_devices(tmp_path: Path) -> None:
+    settings = ("compress", "--model", "resnet8", "--data", "digits", "--macs", "0.5", "--print-config")
+    with LocalExecutor(3, ("cpu", "cuda:1")) as executor:
+        for name in "abc":
+            executor.start(Task(name, settings, tmp_path / f"{name}.log", tmp_path / "locks" / name))
+        outcomes: dict[str, Outcome] = {}
+        while len(outcomes) < 3:
+            outcomes |= dict(executor.ended())
+            time.sleep(0.02)
+    assert [outcomes[name].code for name in "abc"] == [0, 0, 0]
+    devices = [
+        line for name in "abc" for line in (tmp_path / f"{name}.log").read_text().splitlines() if "device" in line
+    ]
+    assert devices == ["device: cpu", "device: cuda:1", "device: cpu"]
+
+
+def test_leaving_an_executor_ends_its_processes(tmp_path: Path) -> None:
+    settings = (
+        "compress",
+        "--model",
+        "resnet8",
+        "--data",
+        "digits",
+        "--macs",
+        "0.5",
+        "--epochs",
+        "9999",
+        "--threads",
+        "1",
+    )
+    with LocalExecutor(1) as executor:
+        process = executor.start(
+            Task("a", (*settings, "--out", str(tmp_path / "a")), tmp_path / "log", tmp_path / "lock")
+        )
+    assert process is not None
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not (Path("/proc") / str(process)).exists()
 
 
 def test_a_state_is_kept(tmp_path: Path) -> None:

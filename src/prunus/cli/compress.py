@@ -54,7 +54,8 @@ def compress(
 
         folder = run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes, dense_only=dense_only)
         if dense_only and not (folder / "summary.json").exists():
-            talk.messages.print(f"dense      {folder / 'dense.safetensors'}", highlight=False, soft_wrap=True)
+            if (folder / "dense.safetensors").exists():
+                talk.messages.print(f"dense      {folder / 'dense.safetensors'}", highlight=False, soft_wrap=True)
             return None
         return folder
 

@@ -116,6 +116,12 @@ def _list(plan: Sweep, talk: Talk, json: bool) -> None:
         ]
         talk.data(dumps(listed, indent=2))
         return
+    if plan.search is not None:
+        for key, values in plan.search.space.items():
+            talk.out.print(f"{key}: {values}", markup=False, highlight=False, soft_wrap=True)
+        text = f"a search of {plan.search.trials} cells for {', '.join(plan.search.objectives)}, in {plan.folder}"
+        talk.messages.print(text, highlight=False, soft_wrap=True)
+        return
     for cell in plan.cells:
         done = "  (done)" if folder.is_done(cell) else ""
         talk.out.print(f"{cell.name}{done}", markup=False, highlight=False, soft_wrap=True)
@@ -129,8 +135,6 @@ def _progress(plan: Sweep, talk: Talk) -> Iterator[Tell]:
     """Say of every job how it ended and, on a terminal, show what runs."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from prunus.sweep.cells import SweepFolder
-
     console = talk.messages
     bar = Progress(
         TextColumn("{task.description}"),
@@ -141,23 +145,21 @@ def _progress(plan: Sweep, talk: Talk) -> Iterator[Tell]:
         disable=talk.quiet or not console.is_terminal,
         transient=True,
     )
-    folder = SweepFolder(plan.folder)
-    running: list[str] = []
+    running: set[str] = set()
+    done: set[str] = set()
     said: set[tuple[str, str]] = set()
 
     def tell(what: What, job: Job, state: State) -> None:
-        if what == "started":
-            running.append(job.name)
-        elif job.name in running:
-            running.remove(job.name)
+        running.add(job.name) if what == "started" else running.discard(job.name)
+        if job.kind == "cell" and what in {"there", "done"}:
+            done.add(job.name)
         if what in _WORDS and (what != "busy" or ("busy", job.name) not in said):
             said.add((what, job.name))
             bar.console.print(_line(what, job, state), soft_wrap=True, highlight=False)
-        ended = sum(folder.is_done(cell) for cell in plan.cells)
-        bar.update(task, completed=ended, description=f"{len(running)} running")
+        bar.update(task, completed=len(done), description=f"{len(running)} running")
 
     with bar:
-        task = bar.add_task("", total=len(plan.cells), completed=sum(folder.is_done(cell) for cell in plan.cells))
+        task = bar.add_task("", total=plan.total)
         yield tell
 
 
@@ -176,7 +178,7 @@ def _show(plan: Sweep, rows: Sequence[Row], talk: Talk) -> None:
             talk.out.print(Text.assemble((row.name, "bold red"), f": {_why(row, talk.verbose)}"), soft_wrap=True)
     done = sum(row.status == "done" for row in rows)
     talk.out.print(
-        f"{done} of {len(rows)} cells are done, {plan.folder / 'sweep.json'}", highlight=False, soft_wrap=True
+        f"{done} of {len(rows)} cells are done, {plan.folder / 'front.html'}", highlight=False, soft_wrap=True
     )
 
 
@@ -191,6 +193,7 @@ def _table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     from prunus.report import numbers
+    from prunus.report.front import setting
 
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -202,7 +205,7 @@ def _table(rows: Sequence[Row]) -> Table:
     short = {"macs": "MACs", "size_bytes": "bytes"}
     for row in rows:
         table.add_row(
-            *(str(row.settings.get(key, "–")) for key in keys),
+            *(setting(row.settings.get(key, "–")) for key in keys),
             Text(row.status, style=_COLOURS.get(row.status, "")),
             numbers.percent(row.held_out_accuracy),
             numbers.percent(row.test_accuracy),

@@ -86,14 +86,13 @@ def compress(
     ):
         if folder.summary.exists():
             console.print(f"{folder.path} is finished; type the command with --fresh to start over", highlight=False)
-        elif dense_only:
-            obtain_dense(prepare(config, folder, device, console, stopping))
-            return folder.path
         else:
             if team.size > 1:
                 stopping.expect_signals_twice()
             with open_tracker(config, folder) as track:
-                _carry_out(config, folder, device, console, stopping, team, track)
+                _carry_out(config, folder, device, console, stopping, team, track, dense_only=dense_only)
+        if dense_only and not folder.summary.exists():
+            return folder.path
         if not folder.report.exists():
             write_report(folder.path)
         folder.tidy()
@@ -113,6 +112,8 @@ def _carry_out(
     stopping: Stopping,
     team: Team,
     track: Track,
+    *,
+    dense_only: bool,
 ) -> None:
     run = dataclasses.replace(prepare(config, folder, device, console, stopping, team), track=track)
     if team.size > 1:
@@ -122,6 +123,8 @@ def _carry_out(
         rehearse(run)
     try:
         dense = obtain_dense(run)
+        if dense_only:
+            return
         start = run.build() if config.from_scratch else obtain_sparse(run, dense)
         small = obtain_removed(run, start)
         small = obtain_finetuned(run, small)

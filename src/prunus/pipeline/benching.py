@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +16,8 @@ from rich.text import Text
 from prunus.deploy import FORMATS, BenchRow, bench_files, export_each, files_of, find_format, format_of
 from prunus.deploy.comparing import random_samples
 from prunus.errors import ConfigError
+from prunus.files import atomic_write_json
+from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.subjects import find_subject
 from prunus.report import numbers
 
@@ -34,7 +37,7 @@ def bench(
     runs: int = 100,
     memory: bool = True,
 ) -> list[BenchRow]:
-    """Time one run's networks, or files.
+    """Time one run's networks, or files; of a run, the figures go into its bench.json too.
 
     Args:
         sources: one run folder, or exported files and model files.
@@ -52,7 +55,10 @@ def bench(
     if folders and len(sources) > 1:
         raise ConfigError("name one run folder, or files: its networks are compared with each other")
     with _files_of_run(folders[0], runtimes or ("ort",), console) if folders else _named(sources, runtimes) as files:
-        return bench_files(files, threads=threads, batch=batch, runs=runs, memory=memory)
+        rows = bench_files(files, threads=threads, batch=batch, runs=runs, memory=memory)
+    if folders:
+        atomic_write_json(RunFolder(Path(folders[0])).bench, [asdict(row) for row in rows])
+    return rows
 
 
 @contextmanager

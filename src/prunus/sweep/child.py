@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,7 @@ class Task:
     arguments: tuple[str, ...]
     log: Path
     lock: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path = field(default_factory=Path.cwd)  # paths in settings are relative to it
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | task.environment,
+                    cwd=task.cwd,
                     pass_fds=(lock.fileno(),),
                     process_group=0,  # a Ctrl-C in the terminal is for the sweep, which passes it on once
                 )

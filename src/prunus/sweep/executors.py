@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from signal import SIGKILL
 from typing import Protocol, Self
 
@@ -65,7 +66,7 @@ class LocalExecutor:
         if self._devices:
             used = [place for _, place in self._children.values()]
             device = min(self._devices, key=used.count)
-            task = Task(task.name, (*task.arguments, "--device", device), task.log, task.lock, task.environment)
+            task = replace(task, arguments=(*task.arguments, "--device", device))
         child = Child(task)
         self._children[task.name] = (child, device)
         return child.pid

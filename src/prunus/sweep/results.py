@@ -53,10 +53,10 @@ def read_rows(folder: SweepFolder, cells: Sequence[Job]) -> list[Row]:
     return [row.model_copy(update={"front": tuple(cost for cost in COSTS if row.name in fronts[cost])}) for row in rows]
 
 
-def write_results(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, Any]:
-    """Write sweep.json, and return what is in it."""
+def write_results(folder: SweepFolder, rows: Sequence[Row], *, finished: bool) -> dict[str, Any]:
+    """Write sweep.json, and return what is in it; `finished` says that no cell is to come."""
     results = {
-        "complete": all(row.status == "done" for row in rows),
+        "complete": finished and all(row.status == "done" for row in rows),
         "cells": [row.model_dump(mode="json") for row in rows],
         "front": {cost: _front(rows, cost) for cost in COSTS},
     }

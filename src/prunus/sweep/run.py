@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
+from prunus.files import atomic_write_text
+from prunus.report.front import render_front
 from prunus.stopping import Stopping
 from prunus.sweep.cells import Job, SweepFolder
 from prunus.sweep.executors import Executor, LocalExecutor
 from prunus.sweep.results import Row, read_rows, write_results
 from prunus.sweep.scheduler import Scheduler, Tell
+from prunus.sweep.search import Search
 from prunus.sweep.spec import Sweep, threads_each
 from prunus.sweep.states import only_sweep
 
@@ -28,37 +31,41 @@ def run_sweep(sweep: Sweep, tell: Tell, *, max_minutes: float | None = None) -> 
     """
     folder = SweepFolder(sweep.folder)
     with Stopping(max_minutes) as stopping, only_sweep(folder.path):
+        search = None if sweep.search is None else Search(folder, sweep.base, sweep.search)
+        finished = False
         try:
             with _executor(sweep) as executor, stopping.postponed():
                 scheduler = Scheduler(folder, executor, sweep.retries, tell, lambda job: _arguments(sweep, job))
-                for cell in sweep.cells:
+                if search is not None:
+                    scheduler.more, scheduler.settled = search.more, search.settled
+                for cell in sweep.cells if search is None else search.cells:
                     scheduler.add(cell)
-                if not scheduler.run(stopping):
+                finished = scheduler.run(stopping)
+                if not finished:
                     stopping.check()
         finally:
-            rows = finish(folder, sweep.cells)
+            rows = write_down(sweep, sweep.cells if search is None else search.cells, finished)
     return rows
 
 
-def finish(folder: SweepFolder, cells: Sequence[Job]) -> list[Row]:
-    """Write down what is there so far."""
+def write_down(sweep: Sweep, cells: Sequence[Job], finished: bool) -> list[Row]:
+    """Write what is there so far: sweep.json and the page."""
+    folder = SweepFolder(sweep.folder)
     rows = read_rows(folder, cells)
-    write_results(folder, rows)
+    results = write_results(folder, rows, finished=finished)
+    title = f"{sweep.base.get('model', 'networks')} on {Path(str(sweep.base.get('data', 'several data sets'))).name}"
+    atomic_write_text(folder.page, render_front(title, results["cells"], results["front"]))
     return rows
 
 
 def _executor(sweep: Sweep) -> Executor:
-    return LocalExecutor(sweep.jobs, sweep.devices)
+    if sweep.executor == "local":
+        return LocalExecutor(sweep.jobs, sweep.devices)
+    from prunus.sweep.ray_executor import RayExecutor
+
+    return RayExecutor(sweep.jobs, sweep.ray)
 
 
 def _arguments(sweep: Sweep, job: Job) -> list[str]:
     """Give a cell its share of the cores, unless it says how many threads it wants."""
     return [] if job.config.threads is not None or sweep.jobs == 1 else ["--threads", str(threads_each(sweep.jobs))]
-
-
-def as_json(folder: SweepFolder) -> dict[str, Any]:
-    """Read the results as they were written."""
-    from prunus.files import read_json
-
-    results: dict[str, Any] = read_json(folder.results, "results of the sweep")
-    return results

@@ -18,7 +18,7 @@ from prunus.sweep.states import State, read_state, write_state
 _LOOK_AGAIN = 0.1  # seconds
 _BUSY_AGAIN = 2.0  # seconds until a job is tried again that another process works on
 
-What = Literal["started", "done", "failed", "again", "busy", "stopped"]
+What = Literal["there", "started", "done", "failed", "again", "busy", "stopped"]
 Tell = Callable[[What, Job, State], None]
 
 
@@ -38,7 +38,7 @@ class Scheduler:
     retries: int
     tell: Tell
     arguments: Callable[[Job], Sequence[str]] = lambda job: ()
-    more: Callable[[], Job | None] = lambda: None
+    more: Callable[[], Job | None] | None = None
     settled: Callable[[Job, State], None] = lambda job, state: None
     _waiting: deque[Job] = field(default_factory=deque)
     _running: dict[str, Job] = field(default_factory=dict)
@@ -46,31 +46,43 @@ class Scheduler:
     _not_before: dict[str, float] = field(default_factory=dict)
     _dense: dict[str, bool | None] = field(default_factory=dict)  # whether it is there; None where that is open
 
-    def add(self, cell: Job) -> None:
-        """Take a cell up, behind the dense training that it needs; one that is done stays as it is."""
+    def add(self, cell: Job) -> bool:
+        """Take a cell up, behind the dense training that it needs; False for one that is done or cannot be."""
         if self.folder.is_done(cell):
-            self._settle(cell, self._end(cell, self._state(cell), "done"))
-            return
+            state = self._end(cell, self._state(cell), "done")
+            self.tell("there", cell, state)
+            self._settle(cell, state)
+            return False
         if cell.needs is not None and cell.needs not in self._dense:
             dense = dense_job(cell)
             self._dense[dense.name] = self.folder.is_done(dense) or None
             if not self._dense[dense.name]:
-                self._waiting.append(dense)
-        self._waiting.append(cell)
+                self._wait(dense)
+        if cell.needs is not None and self._dense[cell.needs] is False:
+            self._fail_along(cell, cell.needs)
+            return False
+        self._wait(cell)
+        return True
+
+    def _wait(self, job: Job) -> None:
+        state = self._state(job)
+        if state.status == "running":  # said by a sweep that was killed
+            write_state(self.folder.state(job.name), state.model_copy(update={"status": "pending", "pid": None}))
+        self._waiting.append(job)
 
     def run(self, stopping: Stopping) -> bool:
         """Carry everything out; True where nothing is left, False where it was time to leave before."""
         stopped = False
         while True:
+            for name, outcome in self.executor.ended():
+                self._handle(self._running.pop(name), outcome, stopped)
             if stopping.due and not stopped:
                 stopped = True
                 self.executor.stop()
             if not stopped:
                 self._start()
-            for name, outcome in self.executor.ended():
-                self._handle(self._running.pop(name), outcome, stopped)
             if not self._running and (stopped or not self._waiting):
-                return not self._waiting
+                return not self._waiting and self.more is None
             time.sleep(_LOOK_AGAIN)
 
     def _start(self) -> None:
@@ -98,11 +110,13 @@ class Scheduler:
             if there and self._not_before.get(job.name, 0.0) <= now:
                 self._waiting.remove(job)
                 return job
-        cell = self.more()
-        if cell is None:
-            return None
-        self.add(cell)
-        return self._next()
+        while self.more is not None:
+            cell = self.more()
+            if cell is None:
+                self.more = None
+            elif self.add(cell):
+                return self._next()
+        return None
 
     def _task(self, job: Job) -> Task:
         place = self.folder.run(job.kind, job.name)
@@ -111,8 +125,8 @@ class Scheduler:
         return Task(
             job.name,
             ("compress", *settings, *self.arguments(job)),
-            self.folder.log(job.name),
-            self.folder.lock(job.name),
+            self.folder.log(job.name).absolute(),
+            self.folder.lock(job.name).absolute(),
         )
 
     def _handle(self, job: Job, outcome: Outcome, stopped: bool) -> None:
@@ -163,10 +177,13 @@ class Scheduler:
         if state.status == "failed":
             for cell in [cell for cell in self._waiting if cell.needs == job.name]:
                 self._waiting.remove(cell)
-                why = (f"its dense training {job.name} failed:", *state.error)
-                ended = self._end(cell, self._state(cell).model_copy(update={"error": why}), "failed")
-                self.tell("failed", cell, ended)
-                self._settle(cell, ended)
+                self._fail_along(cell, job.name)
+
+    def _fail_along(self, cell: Job, dense: str) -> None:
+        why = (f"its dense training {dense} failed:", *read_state(self.folder.state(dense)).error)
+        state = self._end(cell, self._state(cell).model_copy(update={"error": why}), "failed")
+        self.tell("failed", cell, state)
+        self._settle(cell, state)
 
     def _state(self, job: Job) -> State:
         try:

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunus.config import RunConfig, judge
-from prunus.config.fields import Whole, flag
+from prunus.config.fields import Real, Whole, flag
 from prunus.config.messages import explain
 from prunus.config.plain_yaml import read_mapping
 from prunus.criteria import get_criterion
 from prunus.errors import ConfigError
 from prunus.models import MODELS
 from prunus.sweep.cells import Job, make_cell
+from prunus.sweep.space import SearchPlan, read_search
 
 ExecutorName = Literal["local", "ray"]
 _OWN = {"out": "every cell has a folder of its own in the sweep's"}  # keys that a cell may not have, and why
@@ -35,23 +36,51 @@ class SweepFile(BaseModel):
     grid: dict[str, Any] | list[dict[str, Any]] | None = flag(
         None, "", "", "Lists of values; every combination is a cell.", "{macs: [0.3, 0.5]}"
     )
+    search: dict[str, Any] | None = flag(
+        None, "", "", "A search by Optuna in place of a grid.", "{trials: 20, space: {macs: {low: 0.2, high: 0.6}}}"
+    )
     executor: ExecutorName = flag("local", "", "", "Where cells run: local or ray.", "local")
     jobs: Whole = flag(1, "", "", "Cells at once.", "2", ge=1, le=1024)
     devices: list[str] = flag([], "", "", "Devices that cells are spread over.", "[cuda:0, cuda:1]")
     retries: Whole = flag(1, "", "", "Further tries of a cell that failed.", "1", ge=0, le=100)
     out: Path | None = flag(None, "", "", "The sweep's folder.", "runs/sweep")
+    ray: dict[str, Any] = flag({}, "", "", "What a cell asks of Ray.", "{gpus: 0.25}")
+
+
+class RayOptions(BaseModel):
+    """What a cell asks of a Ray cluster.
+
+    Attributes:
+        address: of a running cluster, "auto" for the one that this machine is in, "local" for one of our own.
+        cpus: cores a cell, above 0.
+        gpus: GPUs a cell, at least 0; with 0.25 four cells share one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = flag("local", "", "", "Of the cluster.", "auto")
+    cpus: Real = flag(1.0, "", "", "Cores a cell.", "1", gt=0, le=10_000)
+    gpus: Real = flag(0.0, "", "", "GPUs a cell.", "0.25", ge=0, le=10_000)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that can start: its cells, and how they are run."""
+    """A sweep that can start: its cells, or the search that finds them, and how they are run."""
 
     folder: Path
+    base: Mapping[str, Any]
     cells: tuple[Job, ...]
+    search: SearchPlan | None
     executor: ExecutorName
     jobs: int
     devices: tuple[str, ...]
     retries: int
+    ray: RayOptions
+
+    @property
+    def total(self) -> int:
+        """How many cells there will be."""
+        return len(self.cells) if self.search is None else self.search.trials
 
 
 def load_sweep(path: Path, flags: Mapping[str, object] | None = None) -> Sweep:
@@ -72,11 +101,13 @@ def load_sweep(path: Path, flags: Mapping[str, object] | None = None) -> Sweep:
         }
         raise ConfigError(_as_list(path, [line for group in lines.values() for line in group])) from None
     problems: list[str] = []
-    cells = _cells(file, str(path), problems)
+    cells = _cells(file, str(path), problems) if file.search is None else ()
+    search = None if file.search is None else _search(file, str(path), problems)
+    ray = _ray(file, str(path), problems)
     if problems:
         raise ConfigError(_as_list(path, list(dict.fromkeys(problems))))
     folder = file.out or Path("runs") / path.stem
-    return Sweep(folder, cells, file.executor, file.jobs, tuple(file.devices), file.retries)
+    return Sweep(folder, file.base, cells, search, file.executor, file.jobs, tuple(file.devices), file.retries, ray)
 
 
 def threads_each(jobs: int) -> int:
@@ -87,7 +118,9 @@ def threads_each(jobs: int) -> int:
 def _cells(file: SweepFile, path: str, problems: list[str]) -> tuple[Job, ...]:
     problems += _unknown(file.base, f"base (in {path})")
     if file.grid is None:
-        problems.append(f"there is no grid (in {path}): write e.g. grid: {{macs: [0.3, 0.5], seed: [0, 1]}}")
+        problems.append(
+            f"there is no grid and no search (in {path}): write e.g. grid: {{macs: [0.3, 0.5], seed: [0, 1]}}"
+        )
         return ()
     grids = file.grid if isinstance(file.grid, list) else [file.grid]
     for grid in grids:
@@ -101,18 +134,47 @@ def _cells(file: SweepFile, path: str, problems: list[str]) -> tuple[Job, ...]:
         problems.append(f"grid (in {path}) has over {_MOST:,} cells: leave values out")
     if problems:
         return ()
+    varied = [settings for grid in grids for settings in _combinations(grid)]
+    return _judged(file.base, varied, path, problems)
+
+
+def _search(file: SweepFile, path: str, problems: list[str]) -> SearchPlan | None:
+    problems += _unknown(file.base, f"base (in {path})")
+    if file.grid is not None:
+        problems.append(f"there is a grid and a search (in {path}): keep one of the two")
+    plan = read_search(file.search or {}, f"search (in {path})", problems)
+    if plan is None:
+        return None
+    problems += _unknown(plan.space, f"search (in {path})")
+    if not problems:
+        _judged(file.base, list(plan.corners()), path, problems)
+    return plan
+
+
+def _ray(file: SweepFile, path: str, problems: list[str]) -> RayOptions:
+    if file.executor == "ray" and file.devices:
+        problems.append(f"devices (in {path}) is for the executor local; under ray type ray: {{gpus: 0.5}}")
+    try:
+        return RayOptions.model_validate(file.ray)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            problems += explain(detail, RayOptions.model_fields, dict.fromkeys(file.ray, f"ray in {path}"))
+        return RayOptions()
+
+
+def _judged(base: Mapping[str, Any], varied: list[dict[str, Any]], path: str, problems: list[str]) -> tuple[Job, ...]:
+    """Make the cells; what is wrong with any of them is said once, with the first that it is true of."""
     cells: dict[str, Job] = {}
     wrong: dict[str, list[str]] = {}
-    for varied in itertools.chain.from_iterable(_combinations(grid) for grid in grids):
-        config, lines = judge(file.base | varied, dict.fromkeys(file.base | varied, path))
+    for settings in varied:
+        config, lines = judge({**base, **settings}, dict.fromkeys({**base, **settings}, path))
         if config is not None:
-            cell = make_cell(config, varied)
+            cell = make_cell(config, settings)
             cells.setdefault(cell.name.rpartition("-")[2], cell)  # the same settings twice are one cell
             lines = _unknown_names(config)
         for line in lines:
-            wrong.setdefault(line, []).append(", ".join(f"{key} {value}" for key, value in varied.items()))
-    total = sum(_size(grid) for grid in grids)
-    problems += [f"{line}{_where(places, total)}" for line, places in wrong.items()]
+            wrong.setdefault(line, []).append(", ".join(f"{key} {value}" for key, value in settings.items()))
+    problems += [f"{line}{_where(places, len(varied))}" for line, places in wrong.items()]
     return tuple(cells.values())
 
 

@@ -1,0 +1,89 @@
+"""The page of a sweep: accuracy against what a network costs, and the cells that no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from prunus.report import numbers
+
+COST_NAMES = {"macs": "MACs", "size_bytes": "bytes on disk"}
+
+
+def render_front(title: str, rows: Sequence[Mapping[str, Any]], fronts: Mapping[str, Sequence[str]]) -> str:
+    """Render the page: HTML with its style, its script and Plotly in it.
+
+    Args:
+        title: of the page.
+        rows: cells as they stand in sweep.json.
+        fronts: by cost, a key of COST_NAMES, the names of the cells in its front, cheapest first.
+    """
+    assets = resources.files("prunus.report") / "assets"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters.update(percent=numbers.percent, count=numbers.count, size=numbers.size, setting=setting)
+    template = environment.from_string((assets / "front.html.jinja").read_text("utf-8"))
+    return template.render(
+        title=title,
+        rows=rows,
+        done=sum(row["status"] == "done" for row in rows),
+        keys=list(dict.fromkeys(key for row in rows for key in row["settings"])),
+        costs=COST_NAMES,
+        charts={cost: front_chart(rows, fronts[cost], cost) for cost in COST_NAMES},
+        style=Markup((assets / "page.css").read_text("utf-8")),
+        script=Markup((assets / "page.js").read_text("utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def front_chart(rows: Sequence[Mapping[str, Any]], front: Sequence[str], cost: str) -> dict[str, Any]:
+    """Draw every cell that is done by its cost and its held-out accuracy in %, and a stair through the front."""
+    measured = {row["name"]: row for row in rows if row["held_out_accuracy"] is not None and row[cost] is not None}
+    best = [measured[name] for name in front]
+    others = [row for name, row in measured.items() if name not in front]
+
+    def points(name: str, chosen: Sequence[Mapping[str, Any]], colour: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "type": "scatter",
+            "name": name,
+            "x": [row[cost] for row in chosen],
+            "y": [100 * row["held_out_accuracy"] for row in chosen],
+            "text": [_label(row) for row in chosen],
+            "marker": {"size": 9, "color": colour},
+            "hovertemplate": "%{text}<extra></extra>",
+            **more,
+        }
+
+    line = {"color": "--pruned", "width": 2, "shape": "hv"}
+    return {
+        "data": [
+            points("other cells", others, "--dense", {"mode": "markers"}),
+            points("front", best, "--pruned", {"mode": "lines+markers", "line": line}),
+        ],
+        "layout": {
+            "xaxis": {"title": {"text": COST_NAMES[cost]}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": "held-out accuracy (%)"}},
+            "hovermode": "closest",
+        },
+        "min_width": 0,
+    }
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    settings = "<br>".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in row["settings"].items())
+    held_out, test = numbers.percent(row["held_out_accuracy"]), numbers.percent(row["test_accuracy"])
+    costs = f"{numbers.count(row['macs'])} MACs, {numbers.size(row['size_bytes'])}"
+    return f"{settings}<br>held out {held_out}, test {test}<br>{costs}"
+
+
+def setting(value: object) -> str:
+    """Write the value of a setting; what a search drew with sixteen digits, with four."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: object) -> str:
+    return setting(value).replace("&", "&amp;").replace("<", "&lt;")  # Plotly reads its labels as HTML
