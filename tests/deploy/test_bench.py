@@ -16,6 +16,7 @@ from prunus.deploy import FileInfo, Runner, bench_files
 from prunus.deploy.benchmarking import peak_memory, time_in_turns
 from prunus.deploy.runner import Array
 from prunus.errors import ConfigError
+from prunus.report.folder import Bench, read_bench
 
 
 def command(*arguments: str) -> Result:
@@ -48,6 +49,7 @@ def test_a_run_is_timed_dense_beside_pruned(run: Path) -> None:
     result = command("bench", str(run), "--runtime", "torch", "--runs", "7", "--batch", "2", "--no-memory", "--json")
     assert result.exit_code == 0, result.output
     dense, pruned = json.loads(result.stdout)
+    assert read_bench(run / "bench.json") == tuple(Bench.model_validate(row) for row in (dense, pruned))
     assert (dense["name"], pruned["name"]) == ("dense (torch)", "pruned (torch)")
     macs = [prunus.load(run / f"{name}.safetensors") for name in ("dense", "model")]
     counts = [prunus.count_cost(model, prunus.load_data("digits").test_images[:1].float()).macs for model in macs]
@@ -62,12 +64,12 @@ def test_a_run_is_timed_dense_beside_pruned(run: Path) -> None:
 
 
 def test_a_run_is_written_for_the_runtimes_that_need_files(run: Path) -> None:
-    before = sorted(run.rglob("*"))
+    before = {*run.rglob("*"), run / "bench.json"}
     result = command("bench", str(run), "--runtime", "ncnn,torch", "--runs", "2", "--no-memory")
     assert result.exit_code == 0, result.output
     order = [result.stdout.index(name) for name in ("dense (ncnn)", "pruned (ncnn)", "dense (torch)")]
     assert order == sorted(order) and "fewer" in result.stdout
-    assert sorted(run.rglob("*")) == before
+    assert set(run.rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from prunus.cli.doctor import doctor
 from prunus.cli.export import export
 from prunus.cli.inspect import inspect
 from prunus.cli.predict import predict
+from prunus.cli.report import report
 from prunus.cli.sweep import sweep
 from prunus.cli.talk import JsonFlag, Quiet, Talk, Verbose, run_and_show
 
@@ -49,6 +50,8 @@ def _prunus(
     [bold]On your data:[/bold] [cyan]prunus compress --model resnet20 --data cifar10 --size 0.64MB --out runs/a[/cyan]
 
     [bold]Many runs at once:[/bold] [cyan]prunus sweep sweep.yaml --jobs 2[/cyan]
+
+    [bold]What came of it:[/bold] [cyan]prunus report runs/a runs/b --open[/cyan]
 
     [bold]Any other network:[/bold] [cyan]prunus inspect timm:resnet18[/cyan] shows what can be pruned, and what not
 
@@ -103,7 +106,7 @@ else:
         compress
     )
 
-for command in (sweep, inspect, check, export, predict, bench):
+for command in (report, sweep, inspect, check, export, predict, bench):
     app.command(no_args_is_help=True)(command)
 app.command()(doctor)
 

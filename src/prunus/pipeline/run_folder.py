@@ -104,6 +104,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def bench(self) -> Path:
+        """Latency in several runtimes, where `prunus bench` measured it."""
+        return self.path / "bench.json"
+
+    @property
     def report(self) -> Path:
         """The page for people."""
         return self.path / "report.html"
@@ -122,6 +127,7 @@ class RunFolder:
             self.recovery,
             self.model,
             self.summary,
+            self.bench,
             self.report,
         )
         return (*own, *sorted(self.checkpoints.glob("*.safetensors")))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.report.folder import RunFolder, Width
+from prunus.report.folder import Width
+
+Stages = Mapping[str, Sequence[dict[str, Any]]]
+_ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 
 STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
 
@@ -15,19 +18,22 @@ def stage_name(stage: str) -> str:
     return STAGE_NAMES.get(stage, stage)
 
 
-def accuracy_chart(run: RunFolder) -> dict[str, Any]:
-    """Draw training and validation accuracy, in %, over the epochs of all stages one after another."""
+def accuracy_chart(stages: Stages) -> dict[str, Any] | None:
+    """Draw training and validation accuracy, in %, over the epochs of all stages one after another; None without."""
     keys = (("val_accuracy", "validation", "solid"), ("train_accuracy", "training", "dot"))
-    return _curves(run, keys, 100.0, "accuracy (%)", ".2f")
+    return _curves(stages, keys, 100.0, "accuracy (%)", ".2f", {"y": 0.02, "yanchor": "bottom"})
 
 
-def loss_chart(run: RunFolder) -> dict[str, Any]:
-    """Draw training and validation loss over the epochs of all stages one after another."""
-    return _curves(run, (("val_loss", "validation", "solid"), ("loss", "training", "dot")), 1.0, "loss", ".4f")
+def loss_chart(stages: Stages) -> dict[str, Any] | None:
+    """Draw training and validation loss over the epochs of all stages one after another; None without epochs."""
+    keys = (("val_loss", "validation", "solid"), ("loss", "training", "dot"))
+    return _curves(stages, keys, 1.0, "loss", ".4f", {"y": 0.98, "yanchor": "top"})
 
 
-def widths_chart(widths: Sequence[Width]) -> dict[str, Any]:
-    """Draw the channels of every layer, before as an outline and after as a filled bar in it."""
+def widths_chart(widths: Sequence[Width]) -> dict[str, Any] | None:
+    """Draw the channels of every layer, before as an outline and after as a filled bar in it; None without layers."""
+    if not widths:
+        return None
     layers = [width.layer for width in widths]
 
     def bars(name: str, values: list[int], colour: str, line: str) -> dict[str, Any]:
@@ -45,18 +51,19 @@ def widths_chart(widths: Sequence[Width]) -> dict[str, Any]:
             "bargap": 0.25,
             "xaxis": {"type": "category", "tickangle": -60, "automargin": True, "dtick": 1},
             "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
+            "legend": _ABOVE,
         },
         "min_width": 120 + 17 * len(widths),  # pixels; below that the names would run into each other
     }
 
 
-def search_chart(run: RunFolder) -> dict[str, Any] | None:
+def search_chart(metrics: Sequence[dict[str, Any]], dense_macs: int) -> dict[str, Any] | None:
     """Draw what became of the channels, epoch by epoch, and of the MACs; None where there was no search.
 
     Bars: channels kept (those that came back apart), masked and removed. Lines: the MACs of the channels that are kept,
     and of the network that is trained. All in % of the dense network.
     """
-    rows = [row for row in run.metrics if row.get("kept_channels") is not None and row.get("channels")]
+    rows = [row for row in metrics if row.get("kept_channels") is not None and row.get("channels")]
     if not rows:
         return None
     epochs = [row["epoch"] for row in rows]
@@ -75,7 +82,7 @@ def search_chart(run: RunFolder) -> dict[str, Any] | None:
         for fate, colour in colours.items()
     ]
     for key, name, dash in (("macs", "MACs kept", "solid"), ("trained_macs", "MACs trained", "dot")):
-        shares = [100 * row[key] / run.summary.dense.macs if row.get(key) else None for row in rows]
+        shares = [100 * row[key] / dense_macs if row.get(key) else None for row in rows]
         traces.append(
             {
                 "type": "scatter",
@@ -94,16 +101,17 @@ def search_chart(run: RunFolder) -> dict[str, Any] | None:
         "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative"},
         "yaxis": {"title": {"text": "% of the dense network"}, "rangemode": "tozero"},
         "hovermode": "x unified",
+        "legend": _ABOVE,
     }
     return {"data": traces, "layout": layout, "min_width": 0}
 
 
-def sparsity_chart(run: RunFolder) -> dict[str, Any] | None:
+def sparsity_chart(stages: Stages) -> dict[str, Any] | None:
     """Draw how many channels have which sparsity index: after sparse training filled in, before it as an outline.
 
     None where there was no sparse training.
     """
-    rows = [row for row in run.stages.get("sparse", []) if row.get("index_histogram")]
+    rows = [row for row in stages.get("sparse", []) if row.get("index_histogram")]
     if not rows or not any(rows[0].get("index_before") or ()):
         return None
 
@@ -134,6 +142,7 @@ def sparsity_chart(run: RunFolder) -> dict[str, Any] | None:
                 "range": [0, (used + 1) / len(after)],
             },
             "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
+            "legend": _ABOVE,
         },
         "min_width": 0,
     }
@@ -151,15 +160,22 @@ def _fates(row: dict[str, Any]) -> dict[str, int]:
 
 
 def _curves(
-    run: RunFolder, keys: Sequence[tuple[str, str, str]], factor: float, title: str, number_format: str
-) -> dict[str, Any]:
+    stages: Stages,
+    keys: Sequence[tuple[str, str, str]],
+    factor: float,
+    title: str,
+    number_format: str,
+    legend: dict[str, Any],
+) -> dict[str, Any] | None:
+    if not stages:
+        return None
     traces = []
-    bands, notes = _stage_bands(run)
+    bands, notes = _stage_bands(stages)
     for key, name, dash in keys:
         x: list[int | None] = []
         y: list[float | None] = []
         epoch = 0
-        for rows in run.stages.values():
+        for rows in stages.values():
             for row in rows:
                 epoch += 1
                 value = row.get(key)
@@ -189,14 +205,15 @@ def _curves(
         "shapes": bands,
         "annotations": notes,
         "hovermode": "x unified",
+        "legend": legend,
     }
     return {"data": traces, "layout": layout, "min_width": 0}
 
 
-def _stage_bands(run: RunFolder) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _stage_bands(stages: Stages) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     bands, notes = [], []
     start = 0.5
-    for number, (stage, rows) in enumerate(run.stages.items()):
+    for number, (stage, rows) in enumerate(stages.items()):
         end = start + len(rows)
         place = {"xref": "x", "yref": "paper"}
         if number % 2:  # every second stage is shaded

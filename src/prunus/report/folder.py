@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from prunus.errors import FileFormatError
 from prunus.files import read_bytes, read_json
@@ -85,9 +86,32 @@ class Summary(BaseModel):
         return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in given.items())
 
 
+class Bench(BaseModel):
+    """One row of bench.json: what a network takes in one runtime, compared with the first there."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    runtime: str
+    precision: str
+    median_ms: float = Field(gt=0)
+    p10_ms: float = Field(gt=0)
+    p90_ms: float = Field(gt=0)
+    runs: int
+    threads: int
+    batch: int
+    size_bytes: int
+    speedup: float
+    macs_reduction: float | None
+    processor: str
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run: its summary, one dictionary an epoch, and the texts and objects beside them."""
+    """A finished run: its summary, one dictionary an epoch, and the texts and objects beside them.
+
+    `bench` is empty where latency was measured in no other runtime.
+    """
 
     path: Path
     summary: Summary
@@ -96,14 +120,20 @@ class RunFolder:
     verification: dict[str, Any]
     environment: dict[str, Any]
     config_text: str
+    bench: tuple[Bench, ...] = ()
 
     @property
     def stages(self) -> dict[str, list[dict[str, Any]]]:
         """The epochs of every stage, stages in the order in which they began; an epoch run again counts once."""
-        stages: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in self.metrics:
-            stages.setdefault(str(row["stage"]), {})[int(row["epoch"])] = row
-        return {stage: [rows[epoch] for epoch in sorted(rows)] for stage, rows in stages.items()}
+        return stages_of(self.metrics)
+
+
+def stages_of(metrics: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Share epochs out to their stages, in the order in which these began; an epoch run again counts once."""
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in metrics:
+        stages.setdefault(str(row["stage"]), {})[int(row["epoch"])] = row
+    return {stage: [rows[epoch] for epoch in sorted(rows)] for stage, rows in stages.items()}
 
 
 def read_run(path: Path | str) -> RunFolder:
@@ -112,11 +142,12 @@ def read_run(path: Path | str) -> RunFolder:
     return RunFolder(
         path=path,
         summary=read_summary(path / "summary.json"),
-        metrics=tuple(_json_lines(path / "metrics.jsonl")),
+        metrics=read_metrics(path / "metrics.jsonl"),
         plan=_mapping(path / "plan.json", "pruning plan"),
         verification=_mapping(path / "verification.json", "verification"),
         environment=_mapping(path / "environment.json", "environment"),
         config_text=_text(path / "config.yaml", "configuration"),
+        bench=read_bench(path / "bench.json"),
     )
 
 
@@ -126,11 +157,24 @@ def read_summary(path: Path) -> Summary:
     try:
         return Summary.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise FileFormatError(
-            f"the run summary {path} does not fit: {place}: {first['msg']}; run the command of that folder again"
-        ) from None
+        raise misfit(path, "run summary", "run the command of that folder again", error) from None
+
+
+def read_bench(path: Path) -> tuple[Bench, ...]:
+    """Read what `prunus bench` measured of a run, empty where it was not run; FileFormatError where it does not fit."""
+    if not path.exists():
+        return ()
+    try:
+        return TypeAdapter(tuple[Bench, ...]).validate_python(read_json(path, "latency file"))
+    except ValidationError as error:
+        raise misfit(path, "latency file", "run prunus bench on this folder again", error) from None
+
+
+def misfit(path: Path, what: str, way_out: str, error: ValidationError) -> FileFormatError:
+    """Say which entry of a file does not fit, and how to get a file that does."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return FileFormatError(f"the {what} {path} does not fit: {place}: {first['msg']}; {way_out}")
 
 
 def _mapping(path: Path, what: str) -> dict[str, Any]:
@@ -147,8 +191,9 @@ def _text(path: Path, what: str) -> str:
         raise FileFormatError(f"the {what} {path} is not UTF-8 text (byte {error.start})") from None
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
+def read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    """Read the epochs of a run; FileFormatError names the line that is none."""
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(_text(path, "metrics file").splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -157,4 +202,4 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             raise FileFormatError(
                 f'the metrics file {path}, line {number}, is not an epoch such as {{"stage": "dense", "epoch": 0}}'
             ) from None
-    return rows
+    return tuple(rows)

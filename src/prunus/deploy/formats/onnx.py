@@ -28,6 +28,19 @@ def write(captured: Captured, path: Path, info: FileInfo) -> tuple[Path, ...]:
     Raises:
         ModelError: the network has an operation that torch cannot write as ONNX.
     """
+    program = exported_program(captured)
+    info = described(program, captured, info, "torch", "onnx", "onnxscript")
+    program.model.metadata_props[INFO_KEY] = info.encode()
+    atomic_write_bytes(path, program.model_proto.SerializeToString())
+    return (path,)
+
+
+def exported_program(captured: Captured) -> Any:
+    """Turn a captured network into torch's ONNX program, one that says nothing of the code that it came from.
+
+    Raises:
+        ModelError: the network has an operation that torch cannot write as ONNX.
+    """
     with _silent():
         try:
             program: Any = torch.onnx.export(
@@ -46,16 +59,18 @@ def write(captured: Captured, path: Path, info: FileInfo) -> tuple[Path, ...]:
             raise ModelError(f"torch cannot write the network as ONNX: {reason}") from error
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the lines of code that an operation came from
-    described = info.model_copy(
+    return program
+
+
+def described(program: Any, captured: Captured, info: FileInfo, *packages: str) -> FileInfo:
+    """Add to a description what is known once the network is ONNX, and the versions of what wrote it."""
+    return info.model_copy(
         update={
             "opset": program.model.opset_imports[""],
-            "versions": installed_versions("torch", "onnx", "onnxscript"),
+            "versions": installed_versions(*packages),
             "batch": None if captured.any_batch else 1,
         }
     )
-    program.model.metadata_props[INFO_KEY] = described.encode()
-    atomic_write_bytes(path, program.model_proto.SerializeToString())
-    return (path,)
 
 
 def open_file(path: Path, threads: int) -> Runner:

@@ -1,0 +1,99 @@
+"use strict";
+// Charts name their colours by CSS variable; they are looked up when drawn, and drawn again when the theme changes.
+(async () => {
+  // Plotly comes compressed: a page has half its bytes.
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const library = document.createElement("script");
+  library.textContent = await new Response(unpacked).text();
+  document.head.append(library);
+
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const root = document.documentElement;
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const coloured = (value) => {
+    if (typeof value === "string") return value.startsWith("--") ? css(value) : value;
+    if (Array.isArray(value)) return value.map(coloured);
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, coloured(entry)]));
+    return value;
+  };
+  const axis = (own) => ({
+    gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ...own,
+  });
+  const drawInto = (place, { data, layout }) => {
+    const own = coloured(layout);
+    Plotly.react(place, coloured(data), {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, sans-serif", size: 12, color: css("--ink") },
+      margin: { l: 56, r: 18, t: 34, b: 44 },
+      hoverlabel: { bgcolor: css("--surface"), bordercolor: css("--line"), font: { color: css("--ink") } },
+      ...own, legend: { orientation: "h", x: 1, xanchor: "right", bgcolor: "rgba(0,0,0,0)", ...own.legend },
+      xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
+    }, { responsive: true, displayModeBar: false });
+  };
+  // What lies in closed details is drawn when these open.
+  const seen = (place) => !place.closest("details:not([open])");
+  const draw = () => {
+    let drawn = 0;
+    for (const [name, chart] of Object.entries(charts)) {
+      const place = document.getElementById(`chart-${name}`);
+      if (!seen(place)) continue;
+      place.style.minWidth = `${chart.min_width}px`;
+      const chosen = document.querySelector(`.choices[data-for="${name}"] input:checked`);
+      drawInto(place, chart.variants ? chart.variants[chosen.value] : chart);
+      drawn += 1;
+    }
+    root.dataset.charts = drawn;
+  };
+  // The arrow keys walk through the points of a chart as the pointer does.
+  const walk = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const place = event.currentTarget;
+    if (!step || !place.data) return;
+    event.preventDefault();
+    const points = [];
+    place.data.forEach((trace, curveNumber) => {
+      if (trace.hoverinfo === "skip") return;
+      trace.x.forEach((x, pointNumber) => {
+        if (x !== null && trace.y[pointNumber] !== null) points.push({ curveNumber, pointNumber, x });
+      });
+    });
+    const together = String(place.layout.hovermode).startsWith("x");
+    const stops = together ? points.filter((point, at) => points.findIndex(({ x }) => x === point.x) === at) : points;
+    if (!stops.length) return;
+    const at = ((place.stop ?? (step > 0 ? -1 : stops.length)) + step + stops.length) % stops.length;
+    place.stop = at;
+    const { curveNumber, pointNumber, x } = stops[at];
+    Plotly.Fx.hover(place, together ? [{ xval: x, curveNumber, pointNumber }] : [{ curveNumber, pointNumber }]);
+  };
+  for (const place of document.querySelectorAll(".chart")) {
+    place.addEventListener("keydown", walk);
+    place.addEventListener("blur", () => { if (place.data) Plotly.Fx.unhover(place); });
+  }
+  for (const choices of document.querySelectorAll(".choices")) choices.addEventListener("change", draw);
+  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", draw);
+  const openTarget = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    if (target && target.tagName === "DETAILS") target.open = true;
+  };
+  addEventListener("hashchange", openTarget);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  // Paper is white, narrower than most screens, and nobody can open what is closed on it.
+  addEventListener("beforeprint", () => {
+    root.dataset.print = "";
+    for (const details of document.querySelectorAll("details")) {
+      details.dataset.was = details.open ? "open" : "";
+      details.open = true;
+    }
+    draw();
+  });
+  addEventListener("afterprint", () => {
+    delete root.dataset.print;
+    for (const details of document.querySelectorAll("details")) details.open = details.dataset.was === "open";
+    draw();
+  });
+  window.prunusCharts = { drawInto };
+  openTarget();
+  draw();
+})();
