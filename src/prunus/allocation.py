@@ -108,7 +108,7 @@ class _Search:
         if budget.latency_ps is not None and not graph.times:
             raise BudgetError(
                 "a budget of latency needs to know what the layers take: measure them first, "
-                "graph = prunus.measure_times(model, graph, example_inputs)."
+                "graph = graph.with_times(prunus.measure_times(model, graph, example_inputs).times)."
             )
         limits = budget.limits(self.dense)
         self.limits = np.array([limits.get(name, np.iinfo(np.int64).max) for name in METRICS])

@@ -94,11 +94,12 @@ class PruningFields(BaseModel):
         "Where delivered_energy has a channel's variance from: images (calibrated), or its BatchNorm (data-free).",
         "data-free",
     )
-    normalize: Literal["none", "mean", "max", "gaussian", "size", "cost"] | None = flag(
+    normalize: Literal["none", "mean", "max", "gaussian", "size", "cost", "latency"] | None = flag(
         None,
         "Pruning",
         "HOW",
-        "How layers compare: none, mean, max, gaussian, size or cost (per MAC saved). [default: the criterion's own]",
+        "How layers compare: none, mean, max, gaussian, size, cost (per MAC saved) or latency (per time saved, with "
+        "--latency). [default: the criterion's own]",
         "mean",
     )
     recover: Steps = flag(
