@@ -67,6 +67,13 @@ def idle_options(config: RunConfig) -> list[str]:
         idle.append(
             "--compile does not go with --sync-batchnorm, which talks to other processes: leave one of them out"
         )
+    if config.latency is None:
+        idle += [
+            f"{given} does nothing here: it is what --latency is measured in; add --latency 0.5"
+            for given in _given(config, ("runtime",))
+        ]
+        if config.round_to == "auto":
+            idle.append("--round-to auto does nothing here: it is measured with --latency; type --round-to 8")
     return idle + _idle_recovery(config)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
-from prunus.config.fields import Real, Steps, Whole, as_number, flag
+from prunus.config.fields import Multiple, Real, Steps, Whole, as_number, flag
 
 
 class PruningFields(BaseModel):
@@ -34,7 +34,13 @@ class PruningFields(BaseModel):
     min_channels: Whole | None = flag(
         None, "Pruning", "N", "Channels that stay in every layer at least. [default: a tenth of them]", "8", ge=1
     )
-    round_to: Whole = flag(1, "Pruning", "N", "Keep multiples of this many channels.", "8", ge=1, le=1024)
+    round_to: Multiple = flag(
+        1,
+        "Pruning",
+        "N|auto",
+        "Keep multiples of this many channels; auto measures which one the --runtime likes, with --latency.",
+        "8",
+    )
     criterion: str | None = flag(
         None,
         "Pruning",
