@@ -5,8 +5,9 @@
 
 For every network (He-initialised, or trained: NAME=FILE) and share of the MACs, one plan is made by MACs and one by
 latency, with scores divided by the time that a channel saves and widths in the multiples that the runtime likes; the
-limit of the latter is as low as it can be while its network keeps no less of the scores. Both are exported and timed in
-turns, beside the dense one. Results go to docs/results/benchmarks/latency.json; scripts/benchmark_table writes the table.
+limit of the latter is as low as it can be while its network keeps no less of the scores. Both are exported and timed
+in turns, beside the dense one. Results go to docs/results/benchmarks/latency.json; scripts/benchmark_table writes the
+table from it.
 """
 
 from __future__ import annotations
