@@ -32,7 +32,7 @@ def front_chart(runs: Mapping[str, RunFolder]) -> dict[str, Any] | None:
         if all(getattr(figures, key) for figures in networks):
             variants.append({"label": label, **_front(runs, key, title, write)})
     tested = any(run.summary.pruned.test_accuracy is not None for run in runs.values())
-    return {"variants": variants, "min_width": 0} if variants and tested else None
+    return {"variants": variants, "legend": "Cost", "min_width": 0} if variants and tested else None
 
 
 def _front(

@@ -10,6 +10,8 @@ from prunus.report import numbers
 from prunus.report.comparison import compare
 from prunus.report.figures import stage_name
 from prunus.report.folder import Bench, RunFolder
+from prunus.report.network_section import network_section
+from prunus.report.outcome import changed_images, worst_classes
 
 
 def said_of(run: RunFolder) -> dict[str, Any]:
@@ -30,6 +32,10 @@ def said_of(run: RunFolder) -> dict[str, Any]:
         "environment": {key: _plain(value) for key, value in run.environment.items()},
         "config_text": run.config_text,
         "path": str(run.path),
+        "network": None if run.details is None else network_section(run.details),
+        "worst": [] if run.details is None else worst_classes(run.details.test),
+        "changed": None if run.details is None else changed_images(run.details.test),
+        "has_details": run.details is not None,
     }
 
 

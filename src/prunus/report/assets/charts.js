@@ -96,4 +96,5 @@
   window.prunusCharts = { drawInto };
   openTarget();
   draw();
+  document.dispatchEvent(new Event("prunus-charts"));
 })();
