@@ -74,22 +74,23 @@ def worst_classes(test: Outcome) -> list[dict[str, str]]:
     """List the classes that lost most, in points, and what their images are now taken for more often than before."""
     if "dense" not in test.right:
         return []
-    rows = []
-    for number, (name, images) in enumerate(zip(test.classes, test.images, strict=True)):
+    shares = []
+    for number, images in enumerate(test.images):
         before, after = test.right["dense"][number], test.right["pruned"][number]
         if images and after < before:
-            rows.append(
-                {
-                    "class": name,
-                    "images": str(images),
-                    "before": f"{100 * before / images:.1f} %",
-                    "after": f"{100 * after / images:.1f} %",
-                    "lost": 100 * (before - after) / images,
-                    "taken": _taken_for(test, number),
-                }
-            )
-    rows.sort(key=lambda row: -row["lost"])
-    return [row | {"lost": f"−{row['lost']:.1f} points"} for row in rows[:_WORST]]
+            shares.append((100 * (before - after) / images, number))
+    shares.sort(key=lambda found: (-found[0], found[1]))
+    return [
+        {
+            "class": test.classes[number],
+            "images": str(test.images[number]),
+            "before": f"{100 * test.right['dense'][number] / test.images[number]:.1f} %",
+            "after": f"{100 * test.right['pruned'][number] / test.images[number]:.1f} %",
+            "lost": f"−{lost:.1f} points",
+            "taken": _taken_for(test, number),
+        }
+        for lost, number in shares[:_WORST]
+    ]
 
 
 def _taken_for(test: Outcome, true: int) -> str:

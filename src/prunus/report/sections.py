@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def said_of(run: RunFolder) -> dict[str, Any]:
         "summary": run.summary,
         "title": f"{run.summary.model} on {run.summary.data}",
         "rows": compare(run.summary),
-        "stages": stages_of(run.stages),
+        "stages": stages_table(run.stages),
         "removals": _removals(run),
         "searched": _searched(run),
         "notes": [str(note) for note in run.plan.get("notes") or ()],
@@ -39,7 +40,7 @@ def said_of(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def stages_of(stages: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
+def stages_table(stages: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
     """Put every stage in a row: epochs, last and best validation accuracy, and how long it took."""
     table = []
     for stage, rows in stages.items():
