@@ -17,7 +17,7 @@ from prunus.allocation import allocate
 from prunus.budget import Budget
 from prunus.cost import predict_cost
 from prunus.errors import BudgetError, ConfigError, PlanError
-from prunus.graph.channels import ChannelGraph, ChannelGroup
+from prunus.graph.channels import ChannelGraph, ChannelGroup, LayerTime
 from prunus.graph.trace import trace
 from prunus.models import build_model
 from prunus.plan import PruningPlan
@@ -74,6 +74,14 @@ class Case:
         return keep
 
 
+def times_of(graph: ChannelGraph) -> st.SearchStrategy[dict[str, LayerTime]]:
+    """Times of some weights, of any form; a layer may also take none."""
+    weights = [name for name, tensor in graph.tensors.items() if tensor.is_parameter]
+    number = st.integers(0, 9)
+    time = st.builds(LayerTime, number, number, number, number)
+    return st.dictionaries(st.sampled_from(weights), time, min_size=1)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     kind = draw(st.sampled_from(["chain", "chain", "row", "sum", "concat"]))
@@ -83,13 +91,15 @@ def cases(draw: st.DrawFn) -> Case:
         graph = chain_graph(widths, positions)
     else:
         graph = {"row": row_graph, "sum": sum_graph, "concat": concat_graph}[kind]()
+    if timed := draw(st.booleans()):
+        graph = graph.with_times(draw(times_of(graph)))
     number = st.one_of(st.integers(0, 3).map(float), st.floats(-1, 1))  # whole numbers make ties
     scores = {
         group.name: torch.tensor(draw(st.lists(number, min_size=group.size, max_size=group.size)), dtype=torch.float64)
         for group in graph.groups
     }
     share = st.one_of(st.none(), st.floats(0.05, 1))
-    limits = {name: draw(share) for name in METRICS}
+    limits = {name: draw(share) for name in METRICS if name != "latency_ps" or timed}
     ratio = draw(st.one_of(st.none(), st.floats(0, 0.9)))
     assume(ratio is not None or any(limits.values()))
     budget = Budget(pruning_ratio=ratio, **limits)

@@ -14,6 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from prunus.graph.channels import LayerTime
+from tests.handmade import row_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = "# Title\n\n<!-- analysis: begin -->\n| typed | 99.9 |\n<!-- analysis: end -->\n\nmore\n"
@@ -221,3 +225,30 @@ def test_the_search_is_timed_beside_a_dense_training_and_written_down(tmp_path: 
     assert benchmark_table(["--root", str(tmp_path)]) == 0
     assert "resnet8, 300 images of UCI digits, 5 epochs on either side" in page.read_text()
     assert "| processor |" in page.read_text()
+
+
+def test_the_quickest_plan_that_keeps_as_much_of_the_scores() -> None:
+    """Channels of conv2 take nearly all of the time, so they go first, and as many as may."""
+    loader = SourceFileLoader("benchmark_of_latency", str(ROOT / "benchmarks" / "latency.py"))
+    spec = spec_from_loader("benchmark_of_latency", loader)
+    assert spec
+    latency = module_from_spec(spec)
+    loader.exec_module(latency)
+    graph = row_graph().with_times({"conv1.weight": LayerTime(per_row=1), "conv2.weight": LayerTime(per_row=1000)})
+    worth = {group.name: torch.ones(group.size) for group in graph.groups}
+    scores = {"conv1": torch.full((6,), 1000.0), "conv2": torch.ones(5)}
+    plan = latency.quickest(graph, scores, worth, 0.8)
+    assert latency.kept(worth, plan) == pytest.approx(9 / 11)
+    assert {group.name: len(group.keep) for group in plan.groups} == {"conv1": 6, "conv2": 3}
+
+
+def test_the_figures_of_latency_become_rows(root: Path) -> None:
+    by_macs = {"kept": 0.8, "macs_share": 0.5, "predicted_share": 0.6, "measured_share": 0.66}
+    by_time = {"kept": 0.81, "macs_share": 0.61, "predicted_share": 0.54, "measured_share": 0.55}
+    row = {"network": "resnet20", "share": 0.5, "macs": by_macs, "latency": by_time}
+    row |= {"version": "ONNX Runtime 1", "table_error": 0.07, "network_error": 0.03}
+    told = {"processor": "a processor", "criterion": "l1_norm", "runs": 9, "rows": [row]}
+    (root / "docs" / "results" / "benchmarks" / "latency.json").write_text(json.dumps(told))
+    assert benchmark_table(["--root", str(root)]) == 0
+    rows = [line for line in (root / "docs" / "benchmarks.md").read_text().splitlines() if line.startswith("| ")]
+    assert rows[-1] == "| resnet20 | 0.5 | 0.8000 | 0.660 | 0.8100 | 0.610 | 0.550 | 1.20× | 0.540 |"

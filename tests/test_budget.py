@@ -125,3 +125,18 @@ def test_partway() -> None:
     assert budget.partway(dense, 1).limits(dense) == budget.limits(dense)
     with pytest.raises(ConfigError, match="progress is 2"):
         budget.partway(dense, 2)
+
+
+def test_latency_has_a_unit_or_is_a_fraction() -> None:
+    assert Budget(latency="2ms").latency_ps == 2 * 10**9
+    assert Budget(latency="350us") == Budget(latency="350 µs") == Budget(latency_ps=350 * 10**6)
+    assert Budget(latency=0.5).to_dict() == Budget(latency="50%").to_dict() == {"latency_ps": 0.5}
+    dense = Cost(params=1, macs=1, size_bytes=1, latency_ps=3000)
+    assert Budget(latency=0.5).limits(dense) == {"latency_ps": 1500}
+    for wrong in (2, "2"):
+        with pytest.raises(ConfigError, match=r'latency is .*2.*, without a unit; type e\.g\. 0\.5, "40%" or "2ms"'):
+            Budget(latency=wrong)
+    with pytest.raises(ConfigError, match="unknown unit 'mb': the units of latency are ns, us, ms, s"):
+        Budget(latency="2MB")
+    with pytest.raises(ConfigError, match="give one"):
+        Budget(latency=0.5, latency_ps=3)

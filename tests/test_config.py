@@ -78,7 +78,8 @@ def test_all_errors_come_at_once_with_what_to_type() -> None:
         "  - --lam: 'x' is not a number; type e.g. --lam 1.0",
         "  - --device: 'gpu' is none of the names it may have; type e.g. --device cpu",
         "  - modle is no option; did you mean model?",
-        "  - no budget is given: add one of --size 0.64MB, --macs 0.5, --params 0.4, --pruning-ratio 0.3",
+        "  - no budget is given: add one of --size 0.64MB, --macs 0.5, --params 0.4, --latency 0.5, "
+        "--pruning-ratio 0.3",
     ]
 
 
@@ -348,6 +349,7 @@ def test_every_field_says_how_it_is_typed() -> None:
             "rho_schedule": sparse,
             "rounds": {"schedule": "iterative"},
             "search_minutes": {"allocation": "search"},
+            "runtime": {"latency": "0.5"},
             "variance": {"criterion": "delivered_energy"},
             **dict.fromkeys(("search_epochs", "norm", "constant", "from_scratch", "remove_after"), fusion),
         }

@@ -12,9 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus.cost import Cost, CostTable, GrowingCost, count_cost, format_bytes, format_count, predict_cost
-from prunus.errors import ModelError
-from prunus.graph.channels import ChannelGraph, LabelledTensor
+from prunus.cost import (
+    Cost,
+    CostTable,
+    GrowingCost,
+    count_cost,
+    format_bytes,
+    format_count,
+    format_latency,
+    predict_cost,
+)
+from prunus.errors import ModelError, PlanError
+from prunus.graph.channels import ChannelGraph, LabelledTensor, LayerTime
 from prunus.graph.trace import trace
 from prunus.models import MODELS, build_model
 from prunus.plan import plan_from_keep
@@ -83,8 +92,36 @@ def test_predicted_equals_counted(name: str) -> None:
 )
 def test_the_table_says_the_same_tensor_by_tensor(seed: int, name: str) -> None:
     _, _, graph = traced(name)
-    keep = random_keep(graph, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    graph = graph.with_times(random_times(graph, rng))
+    keep = random_keep(graph, rng)
     assert table_cost(graph, keep) == predict_cost(graph, keep)
+    assert predict_cost(graph, keep).latency_ps > 0
+
+
+def random_times(graph: ChannelGraph, rng: np.random.Generator) -> dict[str, LayerTime]:
+    return {use.weight: LayerTime(*rng.integers(0, 1000, 4).tolist()) for use in graph.contractions}
+
+
+def test_times_by_hand() -> None:
+    """conv1 (6, 3), its depthwise one (6, 1), conv2 (5, 6), linear (2, 5); two channels go of each width."""
+    graph = row_graph().with_times(
+        {"conv1.weight": LayerTime(7, 10, 0, 1), "conv2.weight": LayerTime(0, 0, 100, 1000), "fc.weight": LayerTime(5)}
+    )
+    whole, keep = graph.keep_all(), graph.keep_all()
+    keep[[1, 4, 6, 10]] = False
+    assert predict_cost(graph, whole).latency_ps == 7 + 60 + 18 + 600 + 30_000 + 5
+    assert predict_cost(graph, keep).latency_ps == 7 + 40 + 12 + 400 + 12_000 + 5
+    assert table_cost(graph, keep) == predict_cost(graph, keep)
+    with pytest.raises(PlanError, match=r"a time for 'conv3.weight', which is no weight .* nearest is 'conv"):
+        graph.with_times({"conv3.weight": LayerTime(1)})
+
+
+def test_times_for_people() -> None:
+    assert [format_latency(n) for n in (0, 999, 812_000, 61_900_000, 2_314_000_000, 3 * 10**12)] == [
+        *("0 ns", "1 ns", "812 ns", "61.90 µs", "2.31 ms", "3.00 s")
+    ]
+    assert format_latency(2_314_000_000, up=True) == "2.32 ms"
 
 
 def test_the_table_prices_many_candidates_at_once() -> None:
@@ -166,16 +203,17 @@ def test_a_width_of_one_channel_makes_no_other_axis_shorter() -> None:
 def test_a_growing_cost_is_that_of_all_channels_so_far(seed: int, name: str) -> None:
     _, _, made = traced(name)
     rng = np.random.default_rng(seed)
-    keep, table, unlimited = random_keep(made, rng), CostTable(made, header_bytes=5), np.full(3, 2**62)
+    made = made.with_times(random_times(made, rng))
+    keep, table, unlimited = random_keep(made, rng), CostTable(made, header_bytes=5), np.full(4, 2**62)
     growing = GrowingCost(table, table.counts(keep))
     for group in rng.permutation(np.arange(len(made.groups)))[:5]:
         missing = made.groups[group].channels[~keep[made.groups[group].channels]]
         keep[missing] = True
         expected = predict_cost(made, keep, header_bytes=5)
-        exact = np.array([expected.params, expected.macs, expected.size_bytes])
+        exact = np.array([expected.params, expected.macs, expected.size_bytes, expected.latency_ps])
         if len(missing):
             before = growing.costs.tolist()
-            assert not growing.grow(missing, exact - [0, 0, 1]) and growing.costs.tolist() == before
+            assert not growing.grow(missing, exact - [0, 0, 1, 0]) and growing.costs.tolist() == before
         assert growing.grow(missing, exact if len(missing) else unlimited)
         assert growing.costs.tolist() == exact.tolist()
 

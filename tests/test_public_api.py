@@ -23,6 +23,7 @@ EXPECTED = {
     "compensate",
     "export",
     "load",
+    "measure_times",
     "migrate_optimizer",
     "op_rule",
     "open_exported",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prunus.criteria import CRITERIA, score
     from prunus.data import ImageData, load_data
     from prunus.deploy import Exported, export, load, measure_latency, open_exported, save
+    from prunus.deploy.layer_times import MeasuredTimes, measure_times
     from prunus.errors import (
         BudgetError,
         ConfigError,
@@ -62,6 +63,7 @@ __all__ = [
     "Exported",
     "FileFormatError",
     "ImageData",
+    "MeasuredTimes",
     "ModelError",
     "OptionsChoice",
     "PlanError",
@@ -90,6 +92,7 @@ __all__ = [
     "load",
     "load_data",
     "measure_latency",
+    "measure_times",
     "migrate_optimizer",
     "op_rule",
     "open_exported",
@@ -117,6 +120,7 @@ _HOMES = {
     "prunus.criteria": ("CRITERIA", "score"),
     "prunus.data": ("ImageData", "load_data"),
     "prunus.deploy": ("Exported", "export", "load", "measure_latency", "open_exported", "save"),
+    "prunus.deploy.layer_times": ("MeasuredTimes", "measure_times"),
     "prunus.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "prunus.graph.channels": ("ChannelGraph",),
     "prunus.graph.rules.own": ("op_rule", "over_channels", "over_space", "remove_op_rule"),

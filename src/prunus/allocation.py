@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from prunus.budget import ROUNDING, Budget
-from prunus.cost import METRICS, Cost, CostTable, Counts, GrowingCost, format_bytes, format_count, predict_cost
+from prunus.cost import (
+    METRICS,
+    Cost,
+    CostTable,
+    Counts,
+    GrowingCost,
+    format_bytes,
+    format_count,
+    format_latency,
+    predict_cost,
+)
 from prunus.errors import BudgetError, ConfigError, PlanError
 from prunus.graph.channels import ChannelGraph, Ids, Keep
 from prunus.ladders import Floats, Ladder, Rungs, Scope, ladder_of
@@ -95,6 +105,11 @@ class _Search:
         self.budget = budget
         self.conditions = conditions
         self.dense = predict_cost(graph, graph.keep_all(), header_bytes=header_bytes)
+        if budget.latency_ps is not None and not graph.times:
+            raise BudgetError(
+                "a budget of latency needs to know what the layers take: measure them first, "
+                "graph = graph.with_times(prunus.measure_times(model, graph, example_inputs).times)."
+            )
         limits = budget.limits(self.dense)
         self.limits = np.array([limits.get(name, np.iinfo(np.int64).max) for name in METRICS])
         self.table = CostTable(graph, header_bytes=header_bytes) if limits else None  # a ratio alone has no price
@@ -180,8 +195,8 @@ class _Search:
             if least <= limit:
                 continue
             asked = getattr(self.budget, name)
-            write = format_bytes if name == "size_bytes" else format_count
-            what = {"params": " parameters", "macs": " MACs", "size_bytes": ""}[name]
+            write = {"size_bytes": format_bytes, "latency_ps": format_latency}.get(name, format_count)
+            what = {"params": " parameters", "macs": " MACs", "size_bytes": "", "latency_ps": " of latency"}[name]
             share = f" ({-(-100 * least // dense) / 100:.2f})"
             wanted = f"{_fraction(asked)} of {write(dense)}" if isinstance(asked, float) else f"{write(limit)}"
             if not prunable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, ClassVar
@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus.errors import ModelError
-from prunus.graph.channels import ChannelGraph, Ids, Keep, LabelledTensor, running_axis
+from prunus.graph.channels import ChannelGraph, Ids, Keep, LabelledTensor, LayerTime, running_axis
 from prunus.graph.trace import Inputs, as_arguments
 
 Counts = npt.NDArray[np.int64]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 
-METRICS = ("params", "macs", "size_bytes")
+METRICS = ("params", "macs", "size_bytes", "latency_ps")
 """The fields of a Cost, in the order of `CostTable.costs`."""
 
 
@@ -33,7 +33,8 @@ class Cost:
 
     `params` counts the elements of all parameters; `macs` the multiply-accumulates of convolutions and linear layers
     for one example; `size_bytes` is that of every tensor of the state dict in its own type, and of a file's header if
-    one was given.
+    one was given; `latency_ps` the picoseconds that one example takes, 0 where the graph has no times
+    (`ChannelGraph.with_times`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)  # for costs inside a plan
@@ -41,6 +42,7 @@ class Cost:
     params: Count
     macs: Count
     size_bytes: Count
+    latency_ps: Count = 0
 
 
 def predict_cost(graph: ChannelGraph, keep: Keep, *, header_bytes: int = 0) -> Cost:
@@ -57,6 +59,7 @@ def predict_cost(graph: ChannelGraph, keep: Keep, *, header_bytes: int = 0) -> C
         macs=sum(numel[use.weight] * use.positions for use in graph.contractions),
         size_bytes=header_bytes
         + sum(numel[name] * tensor.dtype.itemsize for name, tensor in graph.tensors.items() if tensor.is_saved),
+        latency_ps=sum(time.of(*(*graph.tensors[name].kept_shape(keep), 1)[:2]) for name, time in graph.times.items()),
     )
 
 
@@ -141,9 +144,13 @@ class CostTable:
             key = tuple(sorted(found.length(fields, axis) for axis, fields in running.items()))
             numel = prod(length for axis, length in enumerate(tensor.shape) if axis not in running)
             weights = (tensor.is_parameter, positions[name], tensor.is_saved * tensor.dtype.itemsize)
-            terms[key] = terms.get(key, np.zeros(3, np.int64)) + numel * np.array(weights, np.int64)
+            terms[key] = terms.get(key, np.zeros(4, np.int64)) + numel * np.array((*weights, 0), np.int64)
+            if time := graph.times.get(name):
+                lengths = {axis: found.length(fields, axis) for axis, fields in running.items()}
+                for own, picoseconds in _timed(time, (*tensor.shape, 1)[:2], lengths).items():
+                    terms[own] = terms.get(own, np.zeros(4, np.int64)) + np.array((0, 0, 0, picoseconds), np.int64)
         self.classes, self._occurrences = found.classes()
-        self._coefficients = np.array(list(terms.values()), np.int64).reshape(-1, 3)
+        self._coefficients = np.array(list(terms.values()), np.int64).reshape(-1, 4)
         lists = [widths for widths, _ in found.lengths]
         # A last width and a last length that are always 1 fill up the shorter products.
         self._pairs = _filled([*lists, ()], self._occurrences.rows)
@@ -166,7 +173,7 @@ class CostTable:
         return self.widths_of(self.counts(keep))
 
     def costs(self, widths: Counts) -> Counts:
-        """Return params, MACs and bytes, (..., 3), for the sums (..., widths)."""
+        """Return params, MACs, bytes and picoseconds, (..., 4), for the sums (..., widths)."""
         ones = np.ones((*widths.shape[:-1], 1), np.int64)
         lengths = np.concatenate([widths, ones], axis=-1)[..., self._pairs].prod(axis=-1) // self._divisors
         costs: Counts = lengths[..., self._factors].prod(axis=-1) @ self._coefficients
@@ -185,7 +192,7 @@ class GrowingCost:
         self._lengths = self._widths[table._pairs].prod(axis=1) // table._divisors
 
     def grow(self, channels: Ids, limits: Counts) -> bool:
-        """Add some channels, unless a cost would be above its limit, (3,); say whether it was done."""
+        """Add some channels, unless a cost would be above its limit, (4,); say whether it was done."""
         table = self.table
         classes, counts = np.unique(table.classes[channels], return_counts=True)
         place, widths, occurrences = table._widths_of.entries(classes)
@@ -206,6 +213,17 @@ class GrowingCost:
     def _products(self, terms: Ids) -> Counts:
         products: Counts = self._lengths[self.table._factors[terms]].prod(axis=1)
         return products
+
+
+def _timed(time: LayerTime, shape: Sequence[int], lengths: Mapping[int, int]) -> dict[tuple[int, ...], int]:
+    """Return the time as coefficients of products of lengths; an axis without a length that varies has its own."""
+    parts = {(): time.constant, (0,): time.per_row, (1,): time.per_column, (0, 1): time.per_pair}
+    terms: dict[tuple[int, ...], int] = {}
+    for axes, picoseconds in parts.items():
+        key = tuple(sorted(lengths[axis] for axis in axes if axis in lengths))
+        fixed = prod(shape[axis] for axis in axes if axis not in lengths)
+        terms[key] = terms.get(key, 0) + picoseconds * fixed
+    return terms
 
 
 class _Sparse:
@@ -303,6 +321,14 @@ def format_bytes(size: int, *, up: bool = False) -> str:
         if size >= factor:
             return f"{_divided(size * 100, factor, up) / 100:.2f} {unit}"
     return f"{_divided(size * 10, 1000, up) / 10:.1f} kB" if size >= 1000 else f"{size} B"
+
+
+def format_latency(picoseconds: int, *, up: bool = False) -> str:
+    """Write a time for people: 812 ns, 61.9 µs, 2.31 ms; `up` rounds up."""
+    for factor, unit in ((10**12, "s"), (10**9, "ms"), (10**6, "µs")):
+        if picoseconds >= factor:
+            return f"{_divided(picoseconds * 100, factor, up) / 100:.2f} {unit}"
+    return f"{_divided(picoseconds, 10**3, up)} ns"
 
 
 def _divided(numerator: int, denominator: int, up: bool) -> int:

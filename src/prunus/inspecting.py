@@ -373,7 +373,7 @@ def _in_words(group: ChannelGroup, pieces: int, step: int, levels: int) -> str:
 
 
 def _costs(table: CostTable, keep: Keep) -> Cost:
-    params, macs, size_bytes = table.costs(table.widths(keep)).tolist()
+    params, macs, size_bytes, _ = table.costs(table.widths(keep)).tolist()
     return Cost(params=params, macs=macs, size_bytes=size_bytes)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prunus.cost import Cost, Count, format_bytes, format_count, predict_cost
+from prunus.cost import Cost, Count, format_bytes, format_count, format_latency, predict_cost
 from prunus.errors import FileFormatError, PlanError
 from prunus.files import atomic_write_text, read_bytes
 from prunus.graph.channels import ChannelGraph, ChannelGroup, Keep
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Literal[1] = 1
 _MAX_BYTES = 64 * 10**6  # of a plan file; that of a network with a million channels is a tenth of it
 
-Limited = Literal["pruning_ratio", "params", "macs", "size_bytes"]
+Limited = Literal["pruning_ratio", "params", "macs", "size_bytes", "latency_ps"]
 
 
 def _printable(text: str) -> str:
@@ -267,8 +267,11 @@ def _cost_rows(plan: PruningPlan) -> list[tuple[str, str, str, str]]:
         ("params", "parameters", format_count),
         ("macs", "MACs", format_count),
         ("size_bytes", "size", format_bytes),
+        ("latency_ps", "latency", format_latency),
     ):
         before, after = getattr(plan.before, key), getattr(plan.after, key)
+        if key == "latency_ps" and not before:  # nothing was measured
+            continue
         rows.append((label, write(before), write(after), f"{after / before:.1%}" if before else ""))
     total = sum(group.size for group in plan.groups)
     kept = total - plan.removed

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from prunus.cost import predict_cost
 from prunus.criteria import LayerValues, score
-from prunus.criteria.coupled import saved_macs
+from prunus.criteria.coupled import saved_macs, saved_time
+from prunus.errors import ConfigError
+from prunus.graph.channels import LayerTime
 from prunus.graph.trace import trace
 from prunus.models import build_model
 
@@ -64,3 +66,27 @@ def test_what_one_channel_saves_is_what_the_cost_says(name: str) -> None:
         keep = graph.keep_all()
         keep[channel] = False
         assert whole - predict_cost(graph, keep).macs == saved[channel]
+
+
+def test_latency() -> None:
+    timed = row_graph().with_times({"conv1.weight": LayerTime(7, 10, 0, 2), "conv2.weight": LayerTime(0, 0, 100, 3)})
+    # conv1 has 3 inputs; conv2 5 outputs for each of the six, and 6 inputs
+    assert saved_time(timed).tolist() == [10 + 2 * 3 + 100 + 3 * 5] * 6 + [3 * 6] * 5
+    found = score(Row(), timed, counted, normalize="latency")
+    assert found["conv1"].tolist() == pytest.approx([c / 131 for c in range(6)])
+    with pytest.raises(ConfigError, match="what the layers take is not known: measure it first"):
+        score(Row(), row_graph(), counted, normalize="latency")
+
+
+@pytest.mark.parametrize("name", ["row", "sum", "resnet8", "mobilenetv2"])
+def test_what_one_channel_saves_in_time_is_what_the_cost_says(name: str) -> None:
+    graph = HANDMADE[name][1]() if name in HANDMADE else trace(build_model(name), torch.zeros(1, 3, 32, 32))
+    times = np.random.default_rng(0).integers(0, 100, (len(graph.contractions), 4)).tolist()
+    timed = graph.with_times(
+        {use.weight: LayerTime(*time) for use, time in zip(graph.contractions, times, strict=True)}
+    )
+    whole, saved = predict_cost(timed, timed.keep_all()).latency_ps, saved_time(timed)
+    for channel in np.linspace(0, graph.channel_count - 1, 25).astype(int):
+        keep = graph.keep_all()
+        keep[channel] = False
+        assert whole - predict_cost(timed, keep).latency_ps == saved[channel]

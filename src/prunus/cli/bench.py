@@ -23,6 +23,9 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", metavar="", help="Measure the peak of memory, in further processes.")
     ] = True,
+    int8: Annotated[
+        bool, typer.Option("--int8", metavar="", help="Of a run, time its networks with 8-bit integers as well.")
+    ] = False,
     json: JsonFlag = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -43,7 +46,14 @@ def bench(
 
         wanted = [name.strip() for name in (runtime or "").split(",") if name.strip()]
         rows = run_bench(
-            sources, talk.messages, runtimes=wanted, threads=threads, batch=batch, runs=runs, memory=memory
+            sources,
+            talk.messages,
+            runtimes=wanted,
+            threads=threads,
+            batch=batch,
+            runs=runs,
+            memory=memory,
+            int8=int8,
         )
         if json:
             from dataclasses import asdict

@@ -23,6 +23,7 @@ def export(
         bool, typer.Option("--fold/--no-fold", metavar="", help="Fold BatchNorm into the layers before it.")
     ] = True,
     half: Annotated[bool, typer.Option("--fp16", metavar="", help="Store ncnn's weights as float16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", metavar="", help="Write a second file with 8-bit integers.")] = False,
     samples: Annotated[
         int | None, typer.Option(help="Test images to compare on. [default: all]", metavar="N", min=1)
     ] = None,
@@ -47,6 +48,9 @@ def export(
 
     A file holds the classes, the normalisation and the input's size, so that [bold]prunus predict[/bold] needs no more.
     One that does not agree with PyTorch is not kept. BatchNorm is folded, exactly to rounding; --no-fold leaves it.
+
+    --int8 writes, beside the .onnx file, one with 8-bit integers, a quarter of the bytes and faster. The ranges of
+    values are measured on training images of the run.
     """
 
     def run(talk: Talk) -> None:
@@ -60,6 +64,7 @@ def export(
             dense=dense,
             fold=fold,
             half=half,
+            int8=int8,
             samples=samples,
             network=network,
             input_shape=_shape(input_shape),

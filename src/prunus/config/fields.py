@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic.config import JsonDict
@@ -38,6 +38,16 @@ def as_steps(value: object) -> str:
     return ",".join(step for step in RECOVERY_STEPS if step in asked)
 
 
+def as_multiple(value: object) -> object:
+    """Read a multiple of channels: "8", 8 or "auto"."""
+    text = str(value).strip()
+    if text == "auto":
+        return text
+    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise ValueError("is neither a whole number from 1 to 1024 nor auto")
+    return int(text)
+
+
 def as_number(value: object) -> object:
     """Turn "0.5" into 0.5 and "200000" into 200000, as a YAML file would; leave "0.64MB" to the budget."""
     if isinstance(value, str):
@@ -55,6 +65,7 @@ Whole = Annotated[int, BeforeValidator(finite_number)]
 Real = Annotated[float, BeforeValidator(finite_number), Field(allow_inf_nan=False)]
 Limit = Annotated[int | float | str, BeforeValidator(as_number)]
 Steps = Annotated[str, BeforeValidator(as_steps)]
+Multiple = Annotated[int | Literal["auto"], BeforeValidator(as_multiple)]
 Fraction = Annotated[int | float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
 
 

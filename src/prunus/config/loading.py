@@ -54,6 +54,6 @@ def _disagreements(merged: Mapping[str, object], bad: set[str]) -> list[str]:
         lines = [
             line for detail in error.errors(include_url=False) for line in explain(detail, RunConfig.model_fields, {})
         ]
-        budget_was_bad = bad & {"size", "macs", "params", "pruning_ratio"}
+        budget_was_bad = bad & {"size", "macs", "params", "latency", "pruning_ratio"}
         return [line for line in lines if not (budget_was_bad and line.startswith("no budget"))]
     return []

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
-from prunus.config.fields import Real, Steps, Whole, as_number, flag
+from prunus.config.fields import Multiple, Real, Steps, Whole, as_number, flag
 
 
 class PruningFields(BaseModel):
@@ -34,7 +34,13 @@ class PruningFields(BaseModel):
     min_channels: Whole | None = flag(
         None, "Pruning", "N", "Channels that stay in every layer at least. [default: a tenth of them]", "8", ge=1
     )
-    round_to: Whole = flag(1, "Pruning", "N", "Keep multiples of this many channels.", "8", ge=1, le=1024)
+    round_to: Multiple = flag(
+        1,
+        "Pruning",
+        "N|auto",
+        "Keep multiples of this many channels; auto measures which one the --runtime likes, with --latency.",
+        "8",
+    )
     criterion: str | None = flag(
         None,
         "Pruning",
@@ -88,11 +94,12 @@ class PruningFields(BaseModel):
         "Where delivered_energy has a channel's variance from: images (calibrated), or its BatchNorm (data-free).",
         "data-free",
     )
-    normalize: Literal["none", "mean", "max", "gaussian", "size", "cost"] | None = flag(
+    normalize: Literal["none", "mean", "max", "gaussian", "size", "cost", "latency"] | None = flag(
         None,
         "Pruning",
         "HOW",
-        "How layers compare: none, mean, max, gaussian, size or cost (per MAC saved). [default: the criterion's own]",
+        "How layers compare: none, mean, max, gaussian, size, cost (per MAC saved) or latency (per time saved, with "
+        "--latency). [default: the criterion's own]",
         "mean",
     )
     recover: Steps = flag(

@@ -24,7 +24,8 @@ from prunus.errors import ConfigError
 class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, WhatFields):
     """Everything that decides a run of `prunus compress`; written as config.yaml into its run folder.
 
-    Budgets (`params`, `macs`, `size`, `pruning_ratio`) stay as typed, numbers as numbers; all that are given must hold.
+    Budgets (`params`, `macs`, `size`, `latency`, `pruning_ratio`) stay as typed, numbers as numbers; all that are given
+    must hold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
@@ -34,7 +35,7 @@ class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, What
     def _with_its_recipe(cls, values: Any) -> Any:
         return with_recipe(values) if isinstance(values, dict) else values
 
-    @field_validator("size", "macs", "params", "pruning_ratio")
+    @field_validator("size", "macs", "params", "latency", "pruning_ratio")
     @classmethod
     def _is_a_budget(cls, value: Limit | None, info: ValidationInfo) -> Limit | None:
         if value is not None:
@@ -66,8 +67,8 @@ class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, What
 
     @property
     def budgets(self) -> dict[str, int | float | str]:
-        """The budgets that were given, as typed: a subset of params, macs, size and pruning_ratio."""
-        given = {key: getattr(self, key) for key in ("size", "macs", "params", "pruning_ratio")}
+        """The budgets that were given, as typed: a subset of params, macs, size, latency, pruning_ratio."""
+        given = {key: getattr(self, key) for key in ("size", "macs", "params", "latency", "pruning_ratio")}
         return {key: value for key, value in given.items() if value is not None}
 
     @property
@@ -112,7 +113,9 @@ MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir", "image_memory",
 def _missing_budget(config: RunConfig) -> list[str]:
     if config.budgets:
         return []
-    return ["no budget is given: add one of --size 0.64MB, --macs 0.5, --params 0.4, --pruning-ratio 0.3"]
+    return [
+        "no budget is given: add one of --size 0.64MB, --macs 0.5, --params 0.4, --latency 0.5, --pruning-ratio 0.3"
+    ]
 
 
 def _too_long_a_warmup(config: RunConfig) -> list[str]:

@@ -41,6 +41,9 @@ class RunningFields(BaseModel):
         "tensorboard",
         pattern=r"^[a-z_]{1,40}$",
     )
+    runtime: Literal["ort", "executorch", "ncnn", "torch"] = flag(
+        "ort", "Running", "NAME", "Where --latency is measured: ort (ONNX Runtime), executorch, ncnn or torch.", "ncnn"
+    )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"
     )

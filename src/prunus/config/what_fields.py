@@ -55,4 +55,11 @@ class BudgetFields(BaseModel):
     params: Limit | None = flag(
         None, "Budget", "COUNT", "At most this many parameters (100k), or a fraction of the dense ones.", "0.4"
     )
+    latency: Limit | None = flag(
+        None,
+        "Budget",
+        "TIME",
+        "At most this long for one image on one thread (2ms, 350us), or a fraction; timed here in --runtime.",
+        "0.5",
+    )
     pruning_ratio: Limit | None = flag(None, "Budget", "FRACTION", "Fraction of channels to remove.", "0.3")

@@ -11,14 +11,14 @@ from prunus.criteria.values import LayerValues
 Scores = npt.NDArray[np.float64]
 
 
-def normalized(scores: Scores, normalize: Normalize, values: LayerValues, macs: Scores | None) -> Scores:
+def normalized(scores: Scores, normalize: Normalize, values: LayerValues, saved: Scores | None) -> Scores:
     """Return a layer's scores as numbers that compare across layers, (C_out,).
 
     Args:
         scores: what the criterion says, (C_out,).
         normalize: how; `prunus.score` says what each does.
         values: the layer.
-        macs: the MACs that removing each channel saves, (C_out,), for ``"cost"``.
+        saved: what removing each channel saves, (C_out,): MACs for ``"cost"``, picoseconds for ``"latency"``.
     """
     if normalize == "gaussian":
         spread = float(scores.std())
@@ -27,9 +27,9 @@ def normalized(scores: Scores, normalize: Normalize, values: LayerValues, macs: 
         return np.zeros_like(scores) if is_flat else apart / spread
     if normalize == "size":
         return scores / (values.weight[0].numel() + (values.bias is not None))
-    if normalize == "cost":
-        assert macs is not None
-        return scores / np.maximum(macs, 1)  # a channel of an embedding alone saves none
+    if normalize in ("cost", "latency"):
+        assert saved is not None
+        return scores / np.maximum(saved, 1)  # a channel of an embedding alone saves none
     if normalize == "none":
         return scores
     unit = float(scores.mean() if normalize == "mean" else scores.max())

@@ -26,7 +26,7 @@ from prunus.criteria.values import Criterion
 from prunus.errors import ConfigError
 
 Reduce = Literal["mean", "max", "min", "sum", "first"]
-Normalize = Literal["none", "mean", "max", "gaussian", "size", "cost"]
+Normalize = Literal["none", "mean", "max", "gaussian", "size", "cost", "latency"]
 
 CRITERIA: dict[str, Callable[..., Tensor]] = {
     "channel_sparsity": channel_sparsity,

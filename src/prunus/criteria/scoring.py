@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.criteria.calibration import Calibration
-from prunus.criteria.coupled import saved_macs
+from prunus.criteria.coupled import saved_macs, saved_time
 from prunus.criteria.normalising import Scores, normalized
 from prunus.criteria.reading import Scratch, layers_of
 from prunus.criteria.registry import (
@@ -53,8 +53,9 @@ def score(
             mean, and for the criterion random the first.
         normalize: how a layer's scores are made to compare with another's. They are divided by the layer's ``"mean"``
             or ``"max"``; or by the number of weights and biases that each of its filters has (``"size"``); or by the
-            MACs that removing the coupled channel alone saves, everywhere (``"cost"``); or the layer's mean is taken
-            away and the rest divided by its standard deviation (``"gaussian"``); or they stay as they are (``"none"``).
+            MACs that removing the coupled channel alone saves, everywhere (``"cost"``), or by the time, where the graph
+            has times (``"latency"``); or the layer's mean is taken away and the rest divided by its standard deviation
+            (``"gaussian"``); or they stay as they are (``"none"``).
             By default the mean, and none for the criteria random, taylor and delivered_energy.
         calibration: what to measure on, for the criteria that look at more than weights: images, (N, C, H, W) as the
             model takes them, or an iterable of batches; for taylor, an iterable of (images, labels) pairs, labels as
@@ -87,9 +88,9 @@ def score(
     elif not name and not fields and calibration is not None:
         fields |= {"zero_fraction"}
     called = name or getattr(criterion, "__name__", "the criterion")
-    macs = np.append(saved_macs(graph), 0) if normalize == "cost" else None
+    savings = _savings(graph, normalize)
     for layer, values in layers_of(model, graph, calibration, fields, called, scratch):
-        saved = None if macs is None else macs[layer.channels]
+        saved = None if savings is None else savings[layer.channels]
         found.add(layer.channels, normalized(_checked(function(values), values), normalize, values, saved))
     scores = found.result()
     for group in graph.groups:
@@ -98,6 +99,17 @@ def score(
                 f"no layer of this graph produces the channels of group {group.name!r}; they have no score."
             )
     return {group.name: torch.from_numpy(scores[group.channels]) for group in graph.groups}
+
+
+def _savings(graph: ChannelGraph, normalize: Normalize) -> Scores | None:
+    """Return what each channel's removal saves, and 0 for what is always kept, where scores are divided by it."""
+    if normalize == "latency" and not graph.times:
+        raise ConfigError(
+            "normalize is 'latency', and what the layers take is not known: measure it first, "
+            "graph = graph.with_times(prunus.measure_times(model, graph, example_inputs).times)."
+        )
+    saved = {"cost": saved_macs, "latency": saved_time}.get(normalize)
+    return None if saved is None else np.append(saved(graph), 0)
 
 
 def _checked(result: object, values: LayerValues) -> Scores:

@@ -19,7 +19,7 @@ INFO_KEY = "prunus"
 """The name under which formats with room for it hold the description."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Precision = Literal["float32", "float16 weights"]
+Precision = Literal["float32", "float16 weights", "int8"]
 
 
 class FileInfo(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -163,6 +164,24 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """What all uses of a weight take for one example, in picoseconds, by the lengths of the weight's first two axes.
+
+    constant + per_row · r + per_column · c + per_pair · r · c, each at least 0, so that more channels never take less.
+    Of a convolution's weight, r are the output channels and c the input channels of a group.
+    """
+
+    constant: int = 0
+    per_row: int = 0
+    per_column: int = 0
+    per_pair: int = 0
+
+    def of(self, rows: int, columns: int) -> int:
+        """Return the time at these lengths."""
+        return self.constant + self.per_row * rows + self.per_column * columns + self.per_pair * rows * columns
+
+
+@dataclass(frozen=True)
 class SizeSetting:
     """An attribute of a module that counts channels: a number, or one entry of a tuple or list for each part's ids.
 
@@ -250,6 +269,20 @@ class ChannelGraph:
     order: Order | None = None
     hints: Any = None
     runner: Any = None
+    times: Mapping[str, LayerTime] = dataclasses.field(default_factory=dict)
+
+    def with_times(self, times: Mapping[str, LayerTime]) -> ChannelGraph:
+        """Return the graph with what its weights take, by their names in the state dict; costs then have a latency.
+
+        Raises:
+            PlanError: a name is none of a weight of at least one axis.
+        """
+        for name in times:
+            if name not in self.tensors or not self.tensors[name].shape:
+                near = difflib.get_close_matches(name, self.tensors, n=1)
+                hint = f"; the nearest is {near[0]!r}" if near else ""
+                raise PlanError(f"there is a time for {name!r}, which is no weight of this network{hint}.")
+        return dataclasses.replace(self, times=dict(times))
 
     def keep_all(self) -> Keep:
         """Return the flags that keep every channel, (channel_count + 1,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from prunus.allocation import Budget
 from prunus.cost import Cost, predict_cost
 from prunus.errors import VerificationError
-from prunus.graph.channels import ChannelGraph
+from prunus.graph.channels import ChannelGraph, LayerTime
 from prunus.graph.trace import Inputs, trace
 from prunus.methods.choice import Choice
 from prunus.methods.shrinking import Shrunk
@@ -84,6 +84,7 @@ def iterative(
     rounds: int,
     between: Callable[[nn.Module, int], nn.Module],
     recover: Recover | None = None,
+    times: Mapping[str, LayerTime] | None = None,
 ) -> Removal:
     """Remove in rounds; each takes an equal step of the cost, and all but the last are trained before the next.
 
@@ -98,6 +99,7 @@ def iterative(
         rounds: how many, at least 1.
         between: trains the network that a round left: (network, round from 1) → network of the same shapes.
         recover: what is done to a round's network, once it is verified, before it is trained.
+        times: what the layers take, for a budget of latency.
 
     Returns:
         The network as the last round left it, untrained since; the plan has the indices of `model`.
@@ -106,7 +108,7 @@ def iterative(
         BudgetError: the budget cannot be reached.
         VerificationError: a round before the last removed wrongly, which no training could mend.
     """
-    graph = trace(model, inputs)
+    graph = trace(model, inputs).with_times(times or {})
     dense = predict_cost(graph, graph.keep_all(), header_bytes=choice.header_bytes)
     choice.plan(model, graph, budget)  # out of reach? better said before the first round than after the last
     total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs, recover)

@@ -25,6 +25,7 @@ RUNTIMES = {found.runtime: name for name, found in FORMATS.items()}
 """Runtimes and the format that a run's networks are written in for each; PyTorch takes model files as they are."""
 
 _COMPARED = 8  # images of noise: the files are only there to be timed
+_CLASSIFIED = 64  # test images, for files with 8-bit integers, which are judged by their classes
 
 
 def bench(
@@ -36,6 +37,7 @@ def bench(
     batch: int = 1,
     runs: int = 100,
     memory: bool = True,
+    int8: bool = False,
 ) -> list[BenchRow]:
     """Time one run's networks, or files; of a run, the figures go into its bench.json too.
 
@@ -47,6 +49,7 @@ def bench(
         batch: images a call.
         runs: timed calls of each file.
         memory: measure the peak of memory as well.
+        int8: of a run, time files with 8-bit integers as well, in runtimes that have them.
     """
     for runtime in runtimes:
         if runtime not in RUNTIMES:
@@ -54,7 +57,10 @@ def bench(
     folders = [source for source in sources if Path(source).is_dir()]
     if folders and len(sources) > 1:
         raise ConfigError("name one run folder, or files: its networks are compared with each other")
-    with _files_of_run(folders[0], runtimes or ("ort",), console) if folders else _named(sources, runtimes) as files:
+    if int8 and not folders:
+        raise ConfigError("--int8 is for a run folder; of files, name those with 8-bit integers")
+    chosen = _files_of_run(folders[0], runtimes or ("ort",), console, int8) if folders else _named(sources, runtimes)
+    with chosen as files:
         rows = bench_files(files, threads=threads, batch=batch, runs=runs, memory=memory)
     if folders:
         atomic_write_json(RunFolder(Path(folders[0])).bench, [asdict(row) for row in rows])
@@ -72,7 +78,9 @@ def _named(sources: Sequence[str], runtimes: Sequence[str]) -> Iterator[dict[str
 
 
 @contextmanager
-def _files_of_run(folder: str, runtimes: Sequence[str], console: Console) -> Iterator[dict[str, tuple[Path, ...]]]:
+def _files_of_run(
+    folder: str, runtimes: Sequence[str], console: Console, int8: bool
+) -> Iterator[dict[str, tuple[Path, ...]]]:
     """Write what the runtimes need of both networks to a folder that is gone afterwards."""
     formats = [RUNTIMES[runtime] for runtime in runtimes]
     written = [name for name in formats if FORMATS[name].write]
@@ -87,11 +95,24 @@ def _files_of_run(folder: str, runtimes: Sequence[str], console: Console) -> Ite
             if not written:
                 continue
             console.print(f"writing the {kind} network as {', '.join(written)}", highlight=False)
-            subject = find_subject(folder, dense=kind == "dense", count=1)
-            samples = random_samples(subject.info.input_shape, _COMPARED)
-            for row in export_each(subject.model, place, written, subject.info, name=kind, samples=samples):
-                files[row.format, kind] = row.files
-        yield {f"{kind} ({FORMATS[name].runtime})": files[name, kind] for name in formats for kind in kinds}
+            subject = find_subject(folder, dense=kind == "dense", count=_CLASSIFIED if int8 else 1)
+            # Ranges measured on images do not hold noise: files with 8-bit integers are compared on images too.
+            samples = subject.samples if int8 else random_samples(subject.info.input_shape, _COMPARED)
+            for row in export_each(
+                subject.model,
+                place,
+                written,
+                subject.info,
+                name=kind,
+                samples=samples,
+                int8=int8,
+                calibration=subject.calibration,
+            ):
+                files[row.format, f"{kind} int8" if row.info.precision == "int8" else kind] = row.files
+        shown = [(name, label) for name in formats for kind in kinds for label in (kind, f"{kind} int8")]
+        yield {
+            f"{label} ({FORMATS[name].runtime})": files[name, label] for name, label in shown if (name, label) in files
+        }
 
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:

@@ -18,6 +18,11 @@ from prunus.pipeline.subjects import default_folder, find_subject
 from prunus.report import numbers
 
 RESULTS = "export.json"
+ACCEPTED_LOSS = 0.005  # of accuracy to 8-bit integers, before it is said aloud
+CALIBRATED_ON_NOISE = (
+    "there are no training images to calibrate on, so the ranges of the 8-bit integers are those of noise: "
+    "good for timing, not for use"
+)
 
 
 def export_source(
@@ -31,6 +36,7 @@ def export_source(
     input_shape: tuple[int, ...] | None = None,
     fold: bool = True,
     half: bool = False,
+    int8: bool = False,
     samples: int | None = None,
 ) -> list[Exported]:
     """Write a network's files, compare them, and leave the figures in export.json beside them.
@@ -45,6 +51,7 @@ def export_source(
         input_shape: of one image, where nothing else says it.
         fold: fold BatchNorm into the layers before it.
         half: store weights as float16 in formats that can.
+        int8: write a second file with 8-bit integers in formats that can.
         samples: of the test images, at most; all by default.
     """
     formats = [wanted for wanted in to if wanted != HUB]
@@ -60,15 +67,38 @@ def export_source(
     folder = out or subject.folder
     if subject.note:
         console.print(subject.note, highlight=False, soft_wrap=True)
+    if int8 and subject.calibration is None:
+        console.print(CALIBRATED_ON_NOISE, highlight=False, soft_wrap=True)
     done: list[Exported] = []
     name = "dense" if dense else "model"
     for exported in export_each(
-        subject.model, folder, formats, subject.info, name=name, samples=subject.samples, fold=fold, half=half
+        subject.model,
+        folder,
+        formats,
+        subject.info,
+        name=name,
+        samples=subject.samples,
+        fold=fold,
+        half=half,
+        int8=int8,
+        calibration=subject.calibration,
     ):
         done.append(exported)
         console.print(f"wrote {exported.files[0]}", highlight=False, soft_wrap=True)
         atomic_write_json(folder / RESULTS, [plain_row(row) for row in done])
+        if exported.info.precision == "int8" and accuracy_loss(exported) > ACCEPTED_LOSS:
+            console.print(
+                f"8-bit integers cost {exported.files[0].name} {100 * accuracy_loss(exported):.2f} points of accuracy",
+                highlight=False,
+                soft_wrap=True,
+            )
     return done
+
+
+def accuracy_loss(row: Exported) -> float:
+    """Return how much accuracy a file lost to PyTorch, in 0..1; 0 without labels."""
+    found = row.comparison
+    return 0.0 if found.accuracy is None or found.torch_accuracy is None else found.torch_accuracy - found.accuracy
 
 
 def plain_row(row: Exported) -> dict[str, object]:

@@ -20,6 +20,7 @@ from prunus.pipeline.options import chosen_options
 from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.search import plan_of, rounds_epochs
+from prunus.pipeline.timing import measured_latency
 from prunus.training.evaluate import Predicted, predict_classes
 
 
@@ -84,6 +85,7 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
             "dense": dense_side,
             "pruned": pruned_side,
             "latency": {name: dataclasses.asdict(value) for name, value in latency.items()},
+            "latency_budget": measured_latency(run, dense, small),
             "files": {what: file.name for what, file in files.items() if file.exists()},
             "widths": _widths(dense, small),
         },

@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "width_search.json"
 
     @property
+    def latency(self) -> Path:
+        """What layers take in a runtime, where the budget is one of latency."""
+        return self.path / "latency.json"
+
+    @property
     def verification(self) -> Path:
         """What the comparison with the silenced original found."""
         return self.path / "verification.json"
@@ -133,6 +138,7 @@ class RunFolder:
             self.options,
             self.plan,
             self.width_search,
+            self.latency,
             self.verification,
             self.recovery,
             self.scores,

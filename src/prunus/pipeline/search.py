@@ -23,6 +23,7 @@ from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.sparse import sparse_hook
+from prunus.pipeline.timing import kept_budget, multiple_of, timed
 from prunus.pipeline.widths import searched_plan
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
@@ -39,7 +40,7 @@ def rehearse(run: Run) -> None:
         ConfigError: the criterion, or an option of it, is none that there is.
     """
     model = run.build()
-    graph = trace(model, run.proof_inputs())
+    graph = timed(run, model, trace(model, run.proof_inputs()))
     if run.config.sparse_epochs:
         sparse_hook(run, graph)
     plan = choice(run, header_bytes(model, graph, **run.identity)).plan(model, graph, budget(run))
@@ -59,7 +60,7 @@ def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
     if run.folder.removed.exists():
         run.say("search     done before: plan.json, verification.json")
     else:
-        graph = trace(dense, run.proof_inputs())
+        graph = timed(run, dense, trace(dense, run.proof_inputs()))
         recovery = Recovery(run)
         scores: dict[str, Tensor] = {}
         removal = _search(run, dense, graph, recovery, scores.update)
@@ -101,7 +102,7 @@ def choice(run: Run, reserve: int, options: Mapping[str, Any] | None = None) -> 
         normalize=config.normalize,
         scope="global" if config.allocation == "search" else config.allocation,
         min_channels=config.min_channels,
-        round_to=config.round_to,
+        round_to=multiple_of(run),
         header_bytes=reserve,
         seed=config.seed,
         calibration=calibration,
@@ -126,13 +127,14 @@ def _search(
         settings = choice(run, reserve, obtain_options(run, dense, graph, budget(run), settings))
     settings = dataclasses.replace(settings, seen=seen)
     inputs = run.proof_inputs()
+    target = kept_budget(run, dense, graph, settings)
     if run.config.method == "layer-fusion":
-        return _search_dynamically(run, dense, graph, settings, recover)
+        return _search_dynamically(run, dense, graph, target, settings, recover)
     if run.config.allocation == "search":
-        return carry_out(dense, graph, searched_plan(run, dense, graph, settings, budget(run)), inputs, recover)
+        return carry_out(dense, graph, searched_plan(run, dense, graph, settings, target), inputs, recover)
     if run.config.schedule == "one-shot":
         run.say(f"search     {run.config.criterion_name}, one shot")
-        return one_shot(dense, graph, budget(run), settings, inputs, recover)
+        return one_shot(dense, graph, target, settings, inputs, recover)
     epochs, _ = rounds_epochs(run.config.finetune_epochs, run.config.rounds)
 
     def between(model: nn.Module, number: int) -> nn.Module:
@@ -143,16 +145,20 @@ def _search(
 
     run.say(f"search     {run.config.criterion_name}, {run.config.rounds} rounds")
     rounds = run.config.rounds
-    return iterative(dense, budget(run), settings, inputs, rounds=rounds, between=between, recover=recover)
+    return iterative(
+        dense, target, settings, inputs, rounds=rounds, between=between, recover=recover, times=graph.times
+    )
 
 
-def _search_dynamically(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice, recover: Recover) -> Removal:
+def _search_dynamically(
+    run: Run, dense: nn.Module, graph: ChannelGraph, target: Budget, settings: Choice, recover: Recover
+) -> Removal:
     epochs = run.config.search_epochs
     inputs = run.proof_inputs()
     hook = DynamicSearch(
         graph,
         predict_cost(graph, graph.keep_all(), header_bytes=settings.header_bytes),
-        budget(run),
+        target,
         settings,
         ramp_epochs=max(1, round(_RAMP_SHARE * epochs)),
         remove_after=run.config.remove_after or None,

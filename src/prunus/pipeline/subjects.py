@@ -21,15 +21,17 @@ from prunus.pipeline.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to write: what it is, where its files go if nothing else is said, and test images if there are any.
+    """A network to write: what it is, where its files go if nothing else is said, and images if there are any.
 
-    `note` says why there are no test images, for people.
+    `samples` are test images, `calibration` training images for the ranges of 8-bit integers; `note` says why there are
+    none, for people.
     """
 
     model: nn.Module
     info: FileInfo
     folder: Path
     samples: Samples | None = None
+    calibration: Samples | None = None
     note: str = ""
 
 
@@ -85,7 +87,7 @@ def find_subject(
     subject = _stored(file, network, input_shape)
     if not Path(source).is_dir() or not run.config.is_file():
         return subject
-    return _with_test_images(subject, run, count)
+    return _with_images(subject, run, count)
 
 
 def _named(spec: str, input_shape: tuple[int, ...] | None) -> Subject:
@@ -125,19 +127,21 @@ def _build(spec: str) -> nn.Module:
     return find_network(spec).load().model
 
 
-def _with_test_images(subject: Subject, run: RunFolder, count: int | None) -> Subject:
+def _with_images(subject: Subject, run: RunFolder, count: int | None) -> Subject:
     config = load_config(run.config)
     try:
         data = load_images(config)
     except DataError as error:
         note = f"the data of the run cannot be loaded, so files are compared on noise: {error}"
         return Subject(subject.model, subject.info, subject.folder, note=note)
-    # Spread over the set: a folder's images lie class by class.
-    total = len(data.test_labels)
-    chosen = torch.linspace(0, total - 1, min(count or total, total)).long()
-    samples = Samples(
-        data.test_images[chosen],
-        data.test_labels[chosen],
-        functools.partial(normalize, mean=subject.info.mean, std=subject.info.std),
-    )
-    return Subject(subject.model, subject.info, subject.folder, samples)
+    looked_at = functools.partial(normalize, mean=subject.info.mean, std=subject.info.std)
+    chosen = _spread(len(data.test_labels), count)
+    samples = Samples(data.test_images[chosen], data.test_labels[chosen], looked_at)
+    seen = _spread(len(data.train_labels), config.calibration_images)
+    calibration = Samples(data.train_images[seen], data.train_labels[seen], looked_at)
+    return Subject(subject.model, subject.info, subject.folder, samples, calibration)
+
+
+def _spread(total: int, count: int | None) -> Tensor:
+    """Choose rows all over a set: a folder's images lie class by class."""
+    return torch.linspace(0, total - 1, min(count or total, total)).long()

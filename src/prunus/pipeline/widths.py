@@ -30,7 +30,8 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
     run.say(f"search     {run.config.criterion_name}, widths for {run.config.search_minutes:g} minutes")
     unseen = dataclasses.replace(choice, seen=None)  # the scores that rank channels are those of `choice`
     starts = [dataclasses.replace(unseen, scope="local")]
-    starts += [dataclasses.replace(unseen, normalize=normalize) for normalize in get_args(Normalize)]
+    known = [normalize for normalize in get_args(Normalize) if normalize != "latency" or graph.times]
+    starts += [dataclasses.replace(unseen, normalize=normalize) for normalize in known]
     held_out = run.split.val_images
     chosen = torch.linspace(0, len(held_out) - 1, min(_GUIDES, len(held_out))).long()
     with _Display(run.stopping.check) as display:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
-
 from prunus.report import numbers
+from prunus.report.page import fill
 
 COST_NAMES = {"macs": "MACs", "size_bytes": "bytes on disk"}
 
@@ -23,20 +19,17 @@ def render_front(title: str, rows: Sequence[Mapping[str, Any]], fronts: Mapping[
         rows: cells as they stand in sweep.json.
         fronts: by cost, a key of COST_NAMES, the names of the cells in its front, cheapest first.
     """
-    assets = resources.files("prunus.report") / "assets"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters.update(percent=numbers.percent, count=numbers.count, size=numbers.size, setting=setting)
-    template = environment.from_string((assets / "front.html.jinja").read_text("utf-8"))
-    return template.render(
+    return fill(
+        "front.html.jinja",
+        styles=("page",),
+        scripts=("charts",),
+        charts={cost: front_chart(rows, fronts[cost], cost) for cost in COST_NAMES},
         title=title,
         rows=rows,
         done=sum(row["status"] == "done" for row in rows),
         keys=list(dict.fromkeys(key for row in rows for key in row["settings"])),
         costs=COST_NAMES,
-        charts={cost: front_chart(rows, fronts[cost], cost) for cost in COST_NAMES},
-        style=Markup((assets / "page.css").read_text("utf-8")),
-        script=Markup((assets / "page.js").read_text("utf-8")),
-        plotly=Markup(get_plotlyjs()),
+        setting=setting,
     )
 
 

@@ -77,7 +77,9 @@ def fill(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters.update(percent=numbers.percent, milliseconds=numbers.milliseconds)
+    environment.filters.update(
+        percent=numbers.percent, milliseconds=numbers.milliseconds, count=numbers.count, size=numbers.size
+    )
     assets = resources.files("prunus.report") / "assets"
 
     def read(name: str) -> str:

@@ -12,10 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from prunus.deploy.capturing import Captured
+from prunus.deploy.comparing import Samples
 from prunus.deploy.file_info import FileInfo
-from prunus.deploy.formats import executorch, litert, ncnn, onnx, own, pt2
+from prunus.deploy.formats import executorch, litert, ncnn, onnx, onnx_int8, own, pt2
 from prunus.deploy.runner import Runner
 from prunus.errors import ConfigError, FileFormatError
+
+Write = Callable[[Captured, Path, FileInfo], tuple[Path, ...]]
+WriteInt8 = Callable[[Captured, Path, FileInfo, Samples], tuple[Path, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Format:
         open: opens a file in its runtime, on so many threads.
         beside: ends of the names of files that belong to it.
         half_weights: whether weights can be stored as float16.
+        write_int8: writes it with 8-bit integers, its ranges from the images that are given last; None where Prunus
+            does not.
     """
 
     name: str
@@ -42,10 +48,11 @@ class Format:
     extra: str
     writing: tuple[str, ...]
     running: tuple[str, ...]
-    write: Callable[[Captured, Path, FileInfo], tuple[Path, ...]] | None
+    write: Write | None
     open: Callable[[Path, int], Runner]
     beside: tuple[str, ...] = ()
     half_weights: bool = False
+    write_int8: WriteInt8 | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -60,6 +67,7 @@ FORMATS: dict[str, Format] = {
             running=("onnxruntime",),
             write=onnx.write,
             open=onnx.open_file,
+            write_int8=onnx_int8.write_int8,
         ),
         Format(
             name="executorch",

@@ -1,0 +1,159 @@
+"""A budget of latency: what layers take on this machine, and the promise kept on the network that is really there.
+
+latency.json in the run folder keeps what was measured, so that a run that goes on chooses as it did before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from prunus.budget import Budget
+from prunus.cost import format_latency, predict_cost
+from prunus.data.cache import default_cache_dir
+from prunus.deploy.layer_times import Clock, MeasuredTimes, decode_times, encode_times, measure_times
+from prunus.errors import BudgetError, FileFormatError
+from prunus.files import atomic_write_json, read_json
+from prunus.graph.channels import ChannelGraph
+from prunus.methods import Choice
+from prunus.pipeline.run import Run
+from prunus.surgery import remove
+
+_ATTEMPTS = 4
+_CLOSE = (0.95, 1.0)  # of the promise, where an attempt is good enough
+_NOISE = 1.03  # of the promise, where it is still kept
+_THREADS = 1
+
+
+def timed(run: Run, model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
+    """Give the graph its layers' times, where the budget is one of latency; measured once a run."""
+    if run.config.latency is None:
+        return graph
+    if run.folder.latency.exists():
+        return graph.with_times(_read(run)[0].times)
+    run.say(f"latency    timing layers in {run.config.runtime}, {_THREADS} thread, one image")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("timing", total=None)
+        found = measure_times(
+            model,
+            graph,
+            run.proof_inputs(),
+            runtime=run.config.runtime,
+            threads=_THREADS,
+            cache_dir=run.config.cache_dir or default_cache_dir(),
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+        )
+    run.say(
+        f"latency    known within {found.table_error:.0%} for single layers and {found.network_error:.0%} for networks "
+        f"on average ({found.runtime}, {found.processor})"
+    )
+    if run.config.round_to == "auto":
+        run.say(f"latency    widths in multiples of {found.multiple}")
+    _write(run, found, None)
+    return graph.with_times(found.times)
+
+
+def multiple_of(run: Run) -> int:
+    """Return the multiple that widths are rounded to: the user's, or the one that the runtime likes."""
+    return run.config.round_to if isinstance(run.config.round_to, int) else _read(run)[0].multiple
+
+
+def kept_budget(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice) -> Budget:
+    """Return the budget, with a limit of latency for which the network really takes what was promised.
+
+    What the table says of a network may be a bit off. So channels are chosen, removed and the network timed beside the
+    dense one; the limit moves by what was off, a few times at most.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+    """
+    budget = Budget(**run.config.budgets)
+    if budget.latency_ps is None:
+        return budget
+    found, chosen = _read(run)
+    if chosen is None:
+        chosen = _search(run, dense, graph, settings, budget)
+        _write(run, found, chosen)
+    return with_latency(budget, int(chosen["limit_ps"]))
+
+
+def measured_latency(run: Run, dense: nn.Module, small: nn.Module) -> dict[str, Any]:
+    """Time the finished network beside the dense one in the budget's runtime; empty without a budget of latency."""
+    budget = Budget(**run.config.budgets)
+    if budget.latency_ps is None:
+        return {}
+    found, _ = _read(run)
+    clock = Clock(run.config.runtime, _THREADS)
+    taken = clock.seconds([clock.open(model.cpu(), run.input_shape) for model in (dense, small)], percentile=50)
+    promised = budget.latency_ps if isinstance(budget.latency_ps, int) else budget.latency_ps * taken[0] * 1e12
+    small_taken, dense_taken, allowed = (
+        format_latency(round(picoseconds)) for picoseconds in (1e12 * taken[1], 1e12 * taken[0], promised)
+    )
+    run.say(f"latency    {small_taken} in {found.runtime}, promised {allowed} (dense {dense_taken})")
+    return {
+        "runtime": found.runtime,
+        "processor": found.processor,
+        "threads": _THREADS,
+        "promised_ms": round(promised / 1e9, 4),
+        "measured_ms": round(1e3 * taken[1], 4),
+        "dense_ms": round(1e3 * taken[0], 4),
+        "table_error": found.table_error,
+        "network_error": found.network_error,
+    }
+
+
+def with_latency(budget: Budget, latency_ps: int) -> Budget:
+    """Return the budget with another limit of latency."""
+    return Budget(**(budget.to_dict() | {"latency_ps": latency_ps}))
+
+
+def _search(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice, budget: Budget) -> dict[str, Any]:
+    whole = predict_cost(graph, graph.keep_all(), header_bytes=settings.header_bytes)
+    limit = budget.limits(whole)["latency_ps"]
+    attempts: list[dict[str, float]] = []
+    clock = Clock(run.config.runtime, _THREADS)
+    whole_network = clock.open(dense.cpu(), run.input_shape)
+    for _ in range(_ATTEMPTS):
+        try:
+            plan = settings.plan(dense, graph, with_latency(budget, limit))
+        except BudgetError:
+            if attempts:  # the table thinks that less is not to be had
+                break
+            raise
+        small = clock.open(remove(dense, graph, plan).eval(), run.input_shape)
+        taken = clock.seconds([whole_network, small], percentile=50)
+        wanted = budget.latency_ps
+        share = taken[1] * 1e12 / wanted if isinstance(wanted, int) else taken[1] / taken[0] / (wanted or 1.0)
+        attempts.append({"limit_ps": limit, "share_of_the_promise": float(share)})
+        if _CLOSE[0] <= share <= _CLOSE[1] or not plan.removed:
+            break
+        limit = max(1, int(limit * 0.98 / share))
+    kept = [attempt for attempt in attempts if attempt["share_of_the_promise"] <= _NOISE]
+    best = max(kept, key=lambda a: a["limit_ps"]) if kept else min(attempts, key=lambda a: a["share_of_the_promise"])
+    share, networks = best["share_of_the_promise"], f"{len(attempts)} network{'s' * (len(attempts) > 1)}"
+    run.say(f"latency    {share:.0%} of what was promised, the best of {networks}")
+    if share > _NOISE:
+        run.say("note       no smaller network is faster here: the latency that was asked for is not kept")
+    return {**best, "attempts": attempts}
+
+
+def _read(run: Run) -> tuple[MeasuredTimes, dict[str, Any] | None]:
+    data = read_json(run.folder.latency, "record of latency")
+    try:
+        chosen = data["chosen"]
+        if chosen is not None and not isinstance(chosen["limit_ps"], int):
+            raise ValueError("no limit")
+        return decode_times(data["times"]), chosen
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FileFormatError(
+            f"the record of latency {run.folder.latency} lacks something or is mistyped: {error!r:.100}; delete it to "
+            "measure again"
+        ) from error
+
+
+def _write(run: Run, found: MeasuredTimes, chosen: dict[str, Any] | None) -> None:
+    atomic_write_json(run.folder.latency, {"times": encode_times(found), "chosen": chosen})

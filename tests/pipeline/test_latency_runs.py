@@ -1,0 +1,101 @@
+"""A budget of latency through the real command: measured, kept, and gone on from. No clock decides a test."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from prunus import pipeline
+from prunus.config import RunConfig, load_config
+from prunus.errors import BudgetError, ConfigError, FileFormatError
+from prunus.plan import PruningPlan
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 4)):
+        for name in ("ant", "bee"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+def run(images: Path, out: Path, **changes: Any) -> str:
+    settings: dict[str, Any] = {
+        "model": "resnet8",
+        "data": str(images),
+        "epochs": 1,
+        "finetune_epochs": 0,
+        "batch_size": 16,
+        "recover": "none",
+        "threads": 1,
+        "device": "cpu",
+        "cache_dir": images.parent / "cache",
+    }
+    said = io.StringIO()
+    config = RunConfig.model_validate({**settings, "out": out, **changes})
+    pipeline.compress(config, Console(file=said, width=200))
+    return said.getvalue()
+
+
+@pytest.mark.slow
+def test_the_promise_is_measured_and_kept_on_the_network_itself(images: Path, tmp_path: Path) -> None:
+    said = run(images, tmp_path / "a", latency=0.9)
+    assert "latency    timing layers in ort, 1 thread, one image" in said
+    record = json.loads((tmp_path / "a" / "latency.json").read_text())
+    plan = PruningPlan.from_json(tmp_path / "a" / "plan.json")
+    assert plan.budget == {"latency_ps": record["chosen"]["limit_ps"]}
+    assert 0 < plan.after.latency_ps <= record["chosen"]["limit_ps"] < plan.before.latency_ps
+    attempts = record["chosen"]["attempts"]
+    chosen = record["chosen"]["share_of_the_promise"]
+    assert chosen in [attempt["share_of_the_promise"] for attempt in attempts]
+    # The next try asks for less where one takes too long, and for more where one is too quick.
+    for earlier, later in itertools.pairwise(attempts):
+        assert (later["limit_ps"] < earlier["limit_ps"]) == (0.98 / earlier["share_of_the_promise"] < 1)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())["latency_budget"]
+    assert summary["runtime"].startswith("ONNX Runtime")
+    assert summary["promised_ms"] == pytest.approx(0.9 * summary["dense_ms"], rel=1e-3)
+    assert summary["measured_ms"] > 0
+
+    # Another run has the table from the cache, and the other method and a second budget go with it.
+    changes = {"method": "layer-fusion", "search_epochs": 2, "remove_after": 1, "round_to": "auto"}
+    said = run(images, tmp_path / "b", latency=1.0, macs=0.7, **changes)
+    again = json.loads((tmp_path / "b" / "latency.json").read_text())
+    assert again["times"] == record["times"]
+    fusion = PruningPlan.from_json(tmp_path / "b" / "plan.json")
+    assert fusion.after.latency_ps <= again["chosen"]["limit_ps"]
+    assert fusion.after.macs <= 0.7 * fusion.before.macs
+    multiple = record["times"]["multiple"]
+    assert f"latency    widths in multiples of {multiple}" in said
+    assert all(len(group.keep) % multiple == 0 or len(group.keep) == group.size for group in fusion.groups)
+
+
+def test_what_cannot_be(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"^0\.01 of .*s of latency is not reachable: "):
+        run(images, tmp_path / "a", latency=0.01)
+    record = tmp_path / "a" / "latency.json"
+    record.write_text('{"times": {}, "chosen": null}')
+    with pytest.raises(FileFormatError, match=r"lacks something or is mistyped.*delete it to measure again"):
+        run(images, tmp_path / "a", latency=0.5)
+    given = {"model": "resnet20", "data": "digits"}
+    for changes, message in (
+        ({"latency": "2"}, "without a unit"),
+        ({"macs": "0.5", "runtime": "ncnn"}, "--runtime ncnn does nothing here: .*add --latency 0.5"),
+        ({"macs": "0.5", "round_to": "auto"}, "--round-to auto does nothing here"),
+        ({"macs": "0.5", "round_to": "0"}, "is neither a whole number from 1 to 1024 nor auto"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(None, given | changes)
