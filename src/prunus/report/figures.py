@@ -77,7 +77,7 @@ def search_chart(metrics: Sequence[dict[str, Any]], dense_macs: int) -> dict[str
     traces: list[dict[str, Any]] = [
         {
             "type": "bar",
-            "name": f"channels {fate}" if fate != "came back" else "channels that came back",
+            "name": fate,
             "x": epochs,
             "y": [100 * fates[fate] / row["channels"] for fates, row in zip(bars, rows, strict=True)],
             "customdata": [fates[fate] for fates in bars],

@@ -129,8 +129,8 @@ def changed_images(test: Outcome) -> dict[str, Any] | None:
                             "label": test.classes[image.label],
                             "dense": test.classes[image.dense],
                             "pruned": test.classes[image.pruned],
-                            "dense_confidence": f"{100 * image.dense_confidence:.0f} %",
-                            "pruned_confidence": f"{100 * image.pruned_confidence:.0f} %",
+                            "dense_confidence": f"{100 * image.dense_confidence:.0f}\u00a0%",
+                            "pruned_confidence": f"{100 * image.pruned_confidence:.0f}\u00a0%",
                         }
                         for image in images
                     ],
