@@ -49,8 +49,8 @@ def export(
     A file holds the classes, the normalisation and the input's size, so that [bold]prunus predict[/bold] needs no more.
     One that does not agree with PyTorch is not kept. BatchNorm is folded, exactly to rounding; --no-fold leaves it.
 
-    --int8 writes, beside the .onnx file, one with 8-bit integers, a quarter of the bytes and faster. The ranges of
-    values are measured on training images of the run.
+    --int8 writes a second .onnx or .pte file with 8-bit integers, whose ranges are measured on the run's training
+    images.
     """
 
     def run(talk: Talk) -> None:

@@ -48,6 +48,13 @@ class Comparison:
     torch_accuracy: float | None
 
 
+def inputs(samples: Samples, size: int | None = None) -> Iterator[Array]:
+    """Give the network's inputs in batches, or where `size` is given so many at a time."""
+    for batch in samples.batches():
+        for part in batch.split(size or len(batch)):
+            yield part.numpy()
+
+
 def random_samples(input_shape: tuple[int, ...], count: int = 64) -> Samples:
     """Make images of Gaussian noise, always the same."""
     return Samples(torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0)))

@@ -79,6 +79,7 @@ FORMATS: dict[str, Format] = {
             write=executorch.write,
             open=executorch.open_file,
             beside=(".pte.json",),
+            write_int8=executorch.write_int8,
         ),
         Format(
             name="litert",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.deploy.capturing import Captured, quietly
-from prunus.deploy.comparing import Samples
+from prunus.deploy.comparing import Samples, inputs
 from prunus.deploy.file_info import INFO_KEY, FileInfo
 from prunus.deploy.formats.onnx import INPUT, described, exported_program
 from prunus.deploy.runner import Array
@@ -71,13 +71,6 @@ class _Reader:
     def get_next(self) -> dict[str, Array] | None:
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch}
-
-
-def inputs(samples: Samples, size: int | None) -> Iterator[Array]:
-    """Give the network's inputs in batches, or where `size` is given so many at a time."""
-    for batch in samples.batches():
-        for part in batch.split(size or len(batch)):
-            yield part.numpy()
 
 
 def _last_operations(model: Any) -> list[str]:
