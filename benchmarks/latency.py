@@ -4,9 +4,10 @@
     python benchmarks/latency.py --networks resnet20 mobilenetv2_half --runtime ort
 
 For every network (He-initialised, or trained: NAME=FILE) and share of the MACs, one plan is made by MACs and one by
-latency, with scores divided by the time that a channel saves; the limit of the latter is as low as it can be while its
-network keeps no less of the scores. Both are exported and timed in turns, beside the dense one. Results go to
-docs/results/benchmarks/latency.json, and scripts/benchmark_table writes the table.
+latency, with scores divided by the time that a channel saves and widths in the multiples that the runtime likes; the
+limit of the latter is as low as it can be while its network keeps no less of the scores. Both are exported and timed
+in turns, beside the dense one. Results go to docs/results/benchmarks/latency.json; scripts/benchmark_table writes the
+table from it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def measure(arguments: argparse.Namespace, name: str, file: str) -> list[dict[st
     rows = []
     for share in arguments.shares:
         by_macs = prunus.allocate(graph, scores["cost"], Budget(macs=share))
-        by_time = quickest(graph, scores["latency"], worth, kept(worth, by_macs))
+        by_time = quickest(graph, scores["latency"], worth, kept(worth, by_macs), found.multiple)
         plans = {"macs": by_macs, "latency": by_time}
         networks: list[nn.Module] = [model, *(prunus.remove(model, graph, plan) for plan in plans.values())]
         seconds = clock.seconds([clock.open(net, (3, 32, 32)) for net in networks], arguments.runs, percentile=50)
@@ -88,6 +89,7 @@ def measure(arguments: argparse.Namespace, name: str, file: str) -> list[dict[st
                 "predicted_share": plan.after.latency_ps / plan.before.latency_ps,
                 "measured_share": seconds[number] / seconds[0],
             }
+        row["latency"]["multiple"] = found.multiple
         errors = {"table_error": found.table_error, "network_error": found.network_error}
         rows.append(row | errors | {"version": found.runtime})
         shares = [f"{way} {row[way]['measured_share']:.3f} (kept {row[way]['kept']:.4f})" for way in plans]
@@ -105,7 +107,7 @@ def kept(worth: Mapping[str, Tensor], plan: PruningPlan) -> float:
 
 
 def quickest(
-    graph: ChannelGraph, scores: Mapping[str, Tensor], worth: Mapping[str, Tensor], least: float
+    graph: ChannelGraph, scores: Mapping[str, Tensor], worth: Mapping[str, Tensor], least: float, round_to: int = 1
 ) -> PruningPlan:
     """Find the plan of the lowest latency that keeps no less of the scores, by bisection of the limit."""
     low, high = 0.0, 1.0
@@ -113,7 +115,7 @@ def quickest(
     for _ in range(STEPS):
         middle = (low + high) / 2
         try:
-            plan = prunus.allocate(graph, scores, Budget(latency=middle))
+            plan = prunus.allocate(graph, scores, Budget(latency=middle), round_to=round_to)
         except BudgetError:
             low = middle
             continue

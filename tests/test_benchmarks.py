@@ -244,11 +244,11 @@ def test_the_quickest_plan_that_keeps_as_much_of_the_scores() -> None:
 
 def test_the_figures_of_latency_become_rows(root: Path) -> None:
     by_macs = {"kept": 0.8, "macs_share": 0.5, "predicted_share": 0.6, "measured_share": 0.66}
-    by_time = {"kept": 0.81, "macs_share": 0.61, "predicted_share": 0.54, "measured_share": 0.55}
+    by_time = {"kept": 0.81, "macs_share": 0.61, "predicted_share": 0.54, "measured_share": 0.55, "multiple": 8}
     row = {"network": "resnet20", "share": 0.5, "macs": by_macs, "latency": by_time}
     row |= {"version": "ONNX Runtime 1", "table_error": 0.07, "network_error": 0.03}
     told = {"processor": "a processor", "criterion": "l1_norm", "runs": 9, "rows": [row]}
     (root / "docs" / "results" / "benchmarks" / "latency.json").write_text(json.dumps(told))
     assert benchmark_table(["--root", str(root)]) == 0
     rows = [line for line in (root / "docs" / "benchmarks.md").read_text().splitlines() if line.startswith("| ")]
-    assert rows[-1] == "| resnet20 | 0.5 | 0.8000 | 0.660 | 0.8100 | 0.610 | 0.550 | 1.20× | 0.540 |"
+    assert rows[-1] == "| resnet20 | 0.5 | 0.8000 | 0.660 | 0.8100 | 8 | 0.610 | 0.550 | 1.20× | 0.540 |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import tomllib
@@ -12,6 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from prunus.cli import app
+from prunus.cli.compress import app as compress
 from tests.docs.pages import ROOT
 
 LAUNCHERS = ("torchrun", "accelerate")
@@ -52,6 +54,38 @@ def check_prunus(words: Sequence[str]) -> None:
     assert command is not None, f"there is no command {words[0]}"
     if "--help" not in words:
         command.make_context(words[0], list(words[1:]))
+
+
+def check_mention(code: str) -> None:
+    """Fail where running text names a command, a flag or an extra that is not there; values may be left open."""
+    words = code.split()
+    if words[0] == "prunus" and len(words) > 1 and words[1].isalpha() and words[1].islower():
+        assert words[1] in all_flags(), f"there is no command {words[1]}"
+        unknown = [word for word in words if word.startswith("--") and word not in all_flags()[words[1]] | {"--help"}]
+        assert unknown == [], f"prunus {words[1]} has no {', '.join(unknown)}"
+    elif words[0] in ("pip", ".venv/bin/pip"):
+        check_pip(shlex.split(code))
+    elif re.fullmatch(r"--[a-z][\w-]*", words[0]):
+        known = set().union(*all_flags().values())
+        assert words[0] in known or words[0] in script_text(), f"nothing has a flag {words[0]}"
+
+
+@functools.cache
+def all_flags() -> dict[str, set[str]]:
+    """Return the flags of every command of Prunus, and of the program itself under \"\"."""
+    group = get_command(app)
+    commands = {**group.commands, "compress": get_command(compress), "": group}  # type: ignore[attr-defined]
+    return {
+        name: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+        for name, command in commands.items()
+    }
+
+
+@functools.cache
+def script_text() -> str:
+    """Return the code of all scripts, in which their flags stand."""
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").iterdir()]
+    return "\n".join(script.read_text("utf-8") for script in scripts if script.is_file())
 
 
 def check_variable(name: str | None) -> None:

@@ -67,3 +67,9 @@ def commands_of(block: Block) -> list[str]:
     lines = [line for part in joined.splitlines() for line in part.split("&&")]
     lines = [re.sub(r"^\$ ", "", line.strip()) for line in lines]
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def inline_of(page: Path) -> list[str]:
+    """Return what stands in a page's running text as code."""
+    text = _FENCE.sub("", page.read_text("utf-8"))
+    return [re.sub(r"\s+", " ", code) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]

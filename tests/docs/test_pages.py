@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import prunus
 from prunus.cli import app
 from prunus.config import load_config
-from tests.docs.commands import check_command
-from tests.docs.pages import MARKS, ROOT, Block, blocks_of, commands_of, pages
+from tests.docs.commands import check_command, check_mention
+from tests.docs.pages import MARKS, ROOT, Block, blocks_of, commands_of, inline_of, pages
 
 ELSEWHERE = {  # run, block by block, by tests that also look at what comes of it
     "README.md": "tests/test_readme.py",
@@ -65,6 +65,12 @@ def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
         for line in commands_of(block):
             if "run" not in block.marks or "prunus" in line:  # what else is run may be a file of the page
                 check_command(line)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_running_text_names_only_commands_and_flags_that_are_there(name: str) -> None:
+    for code in inline_of(PAGES[name]):
+        check_mention(code)
 
 
 @pytest.mark.parametrize(
