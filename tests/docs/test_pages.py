@@ -120,7 +120,8 @@ def run_command(line: str, block: Block) -> None:
         assert result.exit_code == 0, f"{block.where}: {line}\n{result.output}"
         return
     python = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    alone = {"PET_STANDALONE": "1"}  # a port of its own, whatever else is launched on the machine meanwhile
+    environment = os.environ | alone | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *python, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{block.where}: {line}\n{done.stdout}{done.stderr}"
