@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": BASE,  # reads files only
     "deploy": CUT | {"models"},
     "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
-    "pipeline": PRUNED | {"config", "models", "data", "training", "report", "deploy", "methods", "width_search"},
+    "pipeline": PRUNED
+    | {"config", "models", "data", "training", "report", "deploy", "methods", "width_search", "inspecting"},
     "sweep": BASE | {"config", "report", "models", "criteria"},  # starts runs as processes, and reads their folders
     "cli": BASE | {"config", "pipeline", "report", "checking", "inspecting", "doctor", "models", "sweep"},
     "__main__": {"cli"},

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from prunus.pipeline.search import rounds_epochs
 from prunus.plan import PruningPlan
 from prunus.stopping import Stopping
 from prunus.training import evaluate
+from prunus.training.evaluate import predict_classes
 from prunus.verify import verify
 
 LIMIT = 120_000  # bytes
@@ -68,6 +70,8 @@ def test_the_folder_holds_all_that_was_promised_and_nothing_else(finished: Path)
     assert {file.name for file in finished.iterdir()} == {
         ".lock",
         "config.yaml",
+        "details.json",
+        "scores.json",
         "environment.json",
         "metrics.jsonl",
         "dense.safetensors",
@@ -383,12 +387,15 @@ def test_the_test_images_are_looked_at_once_by_each_network(
     test_images = load_data("digits").test_images
     looks = []
 
-    def watched(model: Any, images: torch.Tensor, *rest: Any, **options: Any) -> dict[str, float]:
-        looks.append(torch.equal(images, test_images))
-        return evaluate(model, images, *rest, **options)
+    def watched(look: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(model: Any, images: torch.Tensor, *rest: Any, **options: Any) -> Any:
+            looks.append(torch.equal(images, test_images))
+            return look(model, images, *rest, **options)
 
-    monkeypatch.setattr("prunus.training.loop.evaluate", watched)
-    monkeypatch.setattr("prunus.pipeline.finish.evaluate", watched)
+        return watching
+
+    monkeypatch.setattr("prunus.training.loop.evaluate", watched(evaluate))
+    monkeypatch.setattr("prunus.pipeline.finish.predict_classes", watched(predict_classes))
     compress(tmp_path / "a", checkpoint=finished / "dense.safetensors", finetune_epochs=2)
     assert looks == [False, False, True, True]
 

@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_finished_run_is_named(three: list[Path], tmp_path: 
     assert "Name folders that prunus compress or prunus demo wrote." in refused.stderr
     (three[1] / "summary.json").unlink()
     refused = CliRunner().invoke(app, ["report", *map(str, three)])
-    assert f"To end it, type prunus compress --config {three[1] / 'config.yaml'}" in refused.stderr
+    assert f"to end it, prunus compress --config {three[1] / 'config.yaml'}" in refused.stderr
 
 
 def test_latency_in_other_runtimes_is_shown_where_it_was_measured(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ class Choice:
     """The settings of `prunus.score` and `prunus.allocate` that stay the same while a network is pruned in steps.
 
     `header_bytes` is what a file takes beside its tensors. `calibration` is for criteria that look at activations
-    or gradients; it is used in every step, so that an iterator would not do. `options` are the criterion's own.
+    or gradients; it is used in every step, so that an iterator would not do. `options` are the criterion's own. `seen`
+    is told the scores of every step.
     """
 
     criterion: str | Criterion
@@ -34,10 +35,11 @@ class Choice:
     header_bytes: int = 0
     seed: int = 0
     calibration: Calibration | None = None
+    seen: Callable[[Mapping[str, Tensor]], None] | None = None
 
     def scores(self, model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
         """Score the channels of `model`, by its weights and statistics as they are now."""
-        return score(
+        scores = score(
             model,
             graph,
             self.criterion,
@@ -46,6 +48,9 @@ class Choice:
             seed=self.seed,
             **self.options,
         )
+        if self.seen is not None:
+            self.seen(scores)
+        return scores
 
     def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget, alive: Keep | None = None) -> PruningPlan:
         """Choose which channels of `model` stay, by its weights and statistics as they are now.

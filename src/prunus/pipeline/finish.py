@@ -14,13 +14,14 @@ from prunus.deploy import Latency, load, measure_latency, processor_name, save
 from prunus.errors import BudgetError
 from prunus.files import atomic_write_json
 from prunus.pipeline import recipes
+from prunus.pipeline.details import write_details
 from prunus.pipeline.environment import commit
 from prunus.pipeline.options import chosen_options
 from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.search import plan_of, rounds_epochs
 from prunus.pipeline.timing import measured_latency
-from prunus.training import evaluate
+from prunus.training.evaluate import Predicted, predict_classes
 
 
 def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
@@ -45,14 +46,17 @@ def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
 
 
 def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None:
-    """Evaluate both networks on the test set, time them, and write summary.json.
+    """Evaluate both networks on the test set, time them, and write details.json and then summary.json.
 
     Where no dense network was `trained`, its costs are those of its initial weights, and it has no accuracy.
     """
     which = "the small network" if trained is None else "both networks"
     run.say(f"test       {which} on the test images, for the first and only time")
     dense = run.build().eval() if trained is None else trained
-    accuracies = [None if model is None else _test_accuracy(run, model) for model in (trained, small)]
+    tested = {"dense": trained, "pruned": small}
+    found = {name: _predicted(run, model) for name, model in tested.items() if model is not None}
+    write_details(run, dense, plan_of(run), found)
+    accuracies = [_accuracy(run, found.get(name)) for name in ("dense", "pruned")]
     latency = measure_latency({"dense": dense, "pruned": small}, run.proof_inputs()[:1])
     files = {"dense": run.folder.dense, "model": run.folder.model, "plan": run.folder.plan}
     sizes = (
@@ -106,12 +110,16 @@ def _check_size(run: Run) -> None:
         )
 
 
-def _test_accuracy(run: Run, model: nn.Module) -> float:
-    result = evaluate(
-        model.to(run.device), run.data.test_images, run.data.test_labels, normalize=run.normalize, device=run.device
-    )
+def _predicted(run: Run, model: nn.Module) -> Predicted:
+    found = predict_classes(model.to(run.device), run.data.test_images, normalize=run.normalize, device=run.device)
     model.cpu()
-    return result["accuracy"]
+    return found
+
+
+def _accuracy(run: Run, found: Predicted | None) -> float | None:
+    if found is None:
+        return None
+    return (found.classes == run.data.test_labels).sum().item() / max(1, len(found.classes))
 
 
 def _describe(run: Run, model: nn.Module, accuracy: float | None, size_bytes: int, latency: Latency) -> dict[str, Any]:

@@ -80,6 +80,16 @@ class RunFolder:
         return self.path / "recovery.json"
 
     @property
+    def scores(self) -> Path:
+        """Every channel's score when channels were chosen for the last time."""
+        return self.path / "scores.json"
+
+    @property
+    def details(self) -> Path:
+        """What the page shows beside the summary: the network, and what changed on the test images."""
+        return self.path / "details.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Unfinished epochs, and networks between two stages."""
         return self.path / "checkpoints"
@@ -131,7 +141,9 @@ class RunFolder:
             self.latency,
             self.verification,
             self.recovery,
+            self.scores,
             self.model,
+            self.details,
             self.summary,
             self.bench,
             self.report,

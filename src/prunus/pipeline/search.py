@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.allocation import Budget
 from prunus.cost import predict_cost
@@ -18,6 +18,7 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
 from prunus.methods import Choice, DynamicSearch, Recover, Removal, carry_out, iterative, one_shot
 from prunus.pipeline import recipes
+from prunus.pipeline.details import write_scores
 from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
 from prunus.pipeline.run import Run
@@ -50,8 +51,8 @@ def rehearse(run: Run) -> None:
 def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
     """Return the small network before its fine-tuning: from the run folder, or searched now; in eval mode, on the CPU.
 
-    Writes plan.json, verification.json and recovery.json. What comes back was always read from the file, as in
-    `obtain_dense`.
+    Writes plan.json, verification.json, recovery.json and scores.json. What comes back was always read from the file,
+    as in `obtain_dense`.
 
     Raises:
         VerificationError: the small network differs from the silenced original. Nothing is trained on then.
@@ -61,13 +62,15 @@ def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
     else:
         graph = timed(run, dense, trace(dense, run.proof_inputs()))
         recovery = Recovery(run)
-        removal = _search(run, dense, graph, recovery)
+        scores: dict[str, Tensor] = {}
+        removal = _search(run, dense, graph, recovery, scores.update)
         removal.plan.save(run.folder.plan)
         atomic_write_json(run.folder.verification, _describe(removal.verifications))
         removal.check()
         worst = max(verification.max_relative_error for verification in removal.verifications)
         run.say(f"verify     the removal is right: largest relative error {worst:.1e} in float64")
         recovery.save()
+        write_scores(run, scores)
         save(removal.model, run.folder.removed, plan=removal.plan, **run.identity)
     run.folder.drop_checkpoint("search")
     run.folder.drop_checkpoint("round-*")
@@ -115,11 +118,14 @@ def rounds_epochs(epochs: int, rounds: int) -> tuple[int, int]:
     return between, epochs - between * (rounds - 1)
 
 
-def _search(run: Run, dense: nn.Module, graph: ChannelGraph, recover: Recover) -> Removal:
+def _search(
+    run: Run, dense: nn.Module, graph: ChannelGraph, recover: Recover, seen: Callable[[Mapping[str, Tensor]], None]
+) -> Removal:
     reserve = header_bytes(dense, graph, **run.identity)
     settings = choice(run, reserve)
     if run.config.calibrate_options:
         settings = choice(run, reserve, obtain_options(run, dense, graph, budget(run), settings))
+    settings = dataclasses.replace(settings, seen=seen)
     inputs = run.proof_inputs()
     target = kept_budget(run, dense, graph, settings)
     if run.config.method == "layer-fusion":

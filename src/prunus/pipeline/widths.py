@@ -28,9 +28,10 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
     A run that was stopped goes on where it was; width_search.json keeps every trial.
     """
     run.say(f"search     {run.config.criterion_name}, widths for {run.config.search_minutes:g} minutes")
-    starts = [dataclasses.replace(choice, scope="local")]
+    unseen = dataclasses.replace(choice, seen=None)  # the scores that rank channels are those of `choice`
+    starts = [dataclasses.replace(unseen, scope="local")]
     known = [normalize for normalize in get_args(Normalize) if normalize != "latency" or graph.times]
-    starts += [dataclasses.replace(choice, normalize=normalize) for normalize in known]
+    starts += [dataclasses.replace(unseen, normalize=normalize) for normalize in known]
     held_out = run.split.val_images
     chosen = torch.linspace(0, len(held_out) - 1, min(_GUIDES, len(held_out))).long()
     with _Display(run.stopping.check) as display:

@@ -8,6 +8,7 @@ from typing import Any
 from prunus.report.folder import Width
 
 Stages = Mapping[str, Sequence[dict[str, Any]]]
+_SQUEEZED = 50  # how many times the lowest loss the highest is, until the curve would be flat for most epochs
 _ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 
 STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
@@ -27,7 +28,11 @@ def accuracy_chart(stages: Stages) -> dict[str, Any] | None:
 def loss_chart(stages: Stages) -> dict[str, Any] | None:
     """Draw training and validation loss over the epochs of all stages one after another; None without epochs."""
     keys = (("val_loss", "validation", "solid"), ("loss", "training", "dot"))
-    return _curves(stages, keys, 1.0, "loss", ".4f", {"y": 0.98, "yanchor": "top"})
+    chart = _curves(stages, keys, 1.0, "loss", ".4f", {"y": 0.98, "yanchor": "top"})
+    values = [value for trace in (chart or {"data": []})["data"] for value in trace["y"] if value is not None]
+    if chart and values and min(values) > 0 and max(values) > _SQUEEZED * min(values):
+        chart["layout"]["yaxis"] |= {"type": "log", "title": {"text": "loss (logarithmic)"}, "nticks": 6}
+    return chart
 
 
 def widths_chart(widths: Sequence[Width]) -> dict[str, Any] | None:
@@ -72,7 +77,7 @@ def search_chart(metrics: Sequence[dict[str, Any]], dense_macs: int) -> dict[str
     traces: list[dict[str, Any]] = [
         {
             "type": "bar",
-            "name": f"channels {fate}" if fate != "came back" else "channels that came back",
+            "name": fate,
             "x": epochs,
             "y": [100 * fates[fate] / row["channels"] for fates, row in zip(bars, rows, strict=True)],
             "customdata": [fates[fate] for fates in bars],

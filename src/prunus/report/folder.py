@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from prunus.errors import FileFormatError
 from prunus.files import read_bytes, read_json
+from prunus.report.details import Details, read_details
 
 
 class Figures(BaseModel):
@@ -110,7 +111,7 @@ class Bench(BaseModel):
 class RunFolder:
     """A finished run: its summary, one dictionary an epoch, and the texts and objects beside them.
 
-    `bench` is empty where latency was measured in no other runtime.
+    `details` are None where an earlier Prunus ran, and `bench` is empty where `prunus bench` was not run.
     """
 
     path: Path
@@ -120,6 +121,7 @@ class RunFolder:
     verification: dict[str, Any]
     environment: dict[str, Any]
     config_text: str
+    details: Details | None = None
     bench: tuple[Bench, ...] = ()
 
     @property
@@ -147,6 +149,7 @@ def read_run(path: Path | str) -> RunFolder:
         verification=_mapping(path / "verification.json", "verification"),
         environment=_mapping(path / "environment.json", "environment"),
         config_text=_text(path / "config.yaml", "configuration"),
+        details=read_details(path / "details.json"),
         bench=read_bench(path / "bench.json"),
     )
 

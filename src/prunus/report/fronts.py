@@ -32,13 +32,13 @@ def front_chart(runs: Mapping[str, RunFolder]) -> dict[str, Any] | None:
         if all(getattr(figures, key) for figures in networks):
             variants.append({"label": label, **_front(runs, key, title, write)})
     tested = any(run.summary.pruned.test_accuracy is not None for run in runs.values())
-    return {"variants": variants, "min_width": 0} if variants and tested else None
+    return {"variants": variants, "legend": "Cost", "min_width": 0} if variants and tested else None
 
 
 def _front(
     runs: Mapping[str, RunFolder], key: str, title: str, write: Callable[[Any], str]
 ) -> dict[str, list[dict[str, Any]] | dict[str, Any]]:
-    traces = []
+    traces: list[dict[str, Any]] = []
     best = _undominated(runs, key)
     if len(best) > 1 and len(runs) > 1:
         line = {"color": "--muted", "width": 1.5, "dash": "dot", "shape": "hv"}
@@ -57,7 +57,8 @@ def _front(
                 "x": [getattr(figures, key) for _, figures in tested],
                 "y": [100 * (figures.test_accuracy or 0.0) for _, figures in tested],
                 "text": [side for side, _ in tested],
-                "textposition": ["bottom left" if side == "dense" else "bottom right" for side, _ in tested],
+                "textposition": _beside([figures.test_accuracy or 0.0 for _, figures in tested]),
+                "cliponaxis": False,
                 "customdata": [[side, write(getattr(figures, key))] for side, figures in tested],
                 "line": {"color": colour, "width": 1.5},
                 "marker": {
@@ -78,6 +79,11 @@ def _front(
         "legend": {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     }
     return {"data": traces, "layout": layout}
+
+
+def _beside(accuracies: Sequence[float]) -> list[str]:
+    """Say where names of points go that a line joins: the higher one's above it, the lower one's below."""
+    return ["top center" if accuracy == max(accuracies) else "bottom center" for accuracy in accuracies]
 
 
 def _undominated(runs: Mapping[str, RunFolder], key: str) -> list[tuple[float, float]]:

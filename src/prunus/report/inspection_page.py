@@ -31,7 +31,9 @@ def render_inspection(found: Inspection) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["whole_percent"] = lambda share: f"{100 * share:.0f}\u00a0%"
     environment.globals["hue"] = hue
-    style = "\n".join((assets / f"{name}.css").read_text("utf-8") for name in ("page", "network", "inspection"))
+    style = "\n".join(
+        (assets / f"{name}.css").read_text("utf-8") for name in ("page", "network", "explore", "inspection")
+    )
     return environment.from_string((assets / "inspection.html.jinja").read_text("utf-8")).render(
         found=found,
         shapes=", ".join("×".join(map(str, shape)) for shape in found.input_shapes),
@@ -43,7 +45,7 @@ def render_inspection(found: Inspection) -> str:
             "groups": [_group_data(number, row, found) for number, row in enumerate(found.groups)],
         },
         style=Markup(style),
-        script=Markup((assets / "inspection.js").read_text("utf-8")),
+        script=Markup("\n".join((assets / f"{name}.js").read_text("utf-8") for name in ("walk", "inspection"))),
     )
 
 

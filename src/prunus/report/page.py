@@ -19,6 +19,7 @@ from prunus.report import numbers
 from prunus.report.figures import accuracy_chart, loss_chart, search_chart, sparsity_chart, widths_chart
 from prunus.report.folder import RunFolder, read_run
 from prunus.report.fronts import colour_of, front_chart, shares_chart, together_chart
+from prunus.report.outcome import confusion_chart
 from prunus.report.sections import said_of
 
 PAGE = "report.html"
@@ -57,8 +58,8 @@ def render(runs: Sequence[RunFolder]) -> str:
         views.append({"name": name, "prefix": prefix, "colour": colour_of(number, len(runs)), **said_of(run)})
     return fill(
         "page.html.jinja",
-        styles=("page", "report"),
-        scripts=("charts",),
+        styles=("page", "network", "explore", "report"),
+        scripts=("walk", "charts", "report"),
         charts=charts,
         title=views[0]["title"] if alone else f"{len(runs)} runs compared",
         runs=views,
@@ -118,6 +119,7 @@ def _charts(run: RunFolder) -> dict[str, dict[str, Any]]:
         "sparsity": lambda: sparsity_chart(run.stages),
         "search": lambda: search_chart(run.metrics, run.summary.dense.macs),
         "widths": lambda: widths_chart(run.summary.widths),
+        "confusion": lambda: None if run.details is None else confusion_chart(run.details.test),
     }
     drawn = {name: make() for name, make in makers.items()}
     return {name: chart for name, chart in drawn.items() if chart is not None}

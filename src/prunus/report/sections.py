@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from prunus.report import numbers
 from prunus.report.comparison import compare
 from prunus.report.figures import stage_name
 from prunus.report.folder import Bench, RunFolder
+from prunus.report.network_section import network_section
+from prunus.report.outcome import changed_images, worst_classes
 
 
 def said_of(run: RunFolder) -> dict[str, Any]:
@@ -18,7 +21,7 @@ def said_of(run: RunFolder) -> dict[str, Any]:
         "summary": run.summary,
         "title": f"{run.summary.model} on {run.summary.data}",
         "rows": compare(run.summary),
-        "stages": stages_of(run.stages),
+        "stages": stages_table(run.stages),
         "removals": _removals(run),
         "searched": _searched(run),
         "notes": [str(note) for note in run.plan.get("notes") or ()],
@@ -30,10 +33,14 @@ def said_of(run: RunFolder) -> dict[str, Any]:
         "environment": {key: _plain(value) for key, value in run.environment.items()},
         "config_text": run.config_text,
         "path": str(run.path),
+        "network": None if run.details is None else network_section(run.details),
+        "worst": [] if run.details is None else worst_classes(run.details.test),
+        "changed": None if run.details is None else changed_images(run.details.test),
+        "has_details": run.details is not None,
     }
 
 
-def stages_of(stages: dict[str, list[dict[str, Any]]]) -> list[dict[str, str]]:
+def stages_table(stages: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
     """Put every stage in a row: epochs, last and best validation accuracy, and how long it took."""
     table = []
     for stage, rows in stages.items():

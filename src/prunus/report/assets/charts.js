@@ -26,7 +26,7 @@
     Plotly.react(place, coloured(data), {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: css("--ink") },
-      margin: { l: 56, r: 18, t: 34, b: 44 },
+      margin: { l: 56, r: 18, t: 34, b: 52 },
       hoverlabel: { bgcolor: css("--surface"), bordercolor: css("--line"), font: { color: css("--ink") } },
       ...own, legend: { orientation: "h", x: 1, xanchor: "right", bgcolor: "rgba(0,0,0,0)", ...own.legend },
       xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
@@ -96,4 +96,5 @@
   window.prunusCharts = { drawInto };
   openTarget();
   draw();
+  document.dispatchEvent(new Event("prunus-charts"));
 })();
