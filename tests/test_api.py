@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 import prunus
 from prunus import api
@@ -187,3 +188,10 @@ def test_a_size_written_into_forward_is_never_handed_back_broken() -> None:
     assert [(group.name, len(group.keep)) for group in result.plan.groups] == [("stem.0", 8), ("body.0", 8)]
     (view,) = [freeze for freeze in result.graph.frozen if "view" in freeze.op]
     assert "test_api.py" in view.where
+
+
+def test_pruning_leaves_no_hook_behind() -> None:
+    """Else torch.compile, which is right after pruning, warns of hooks on all modules."""
+    model = build_model("resnet8").eval()
+    prunus.prune(model, torch.zeros(2, 3, 32, 32), pruning_ratio=0.3)
+    assert not _has_any_global_hook()

@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -320,6 +324,8 @@ def _module_stack(members: Members, stack: Modules, readers: Readers | None = No
     finally:
         for handle in handles:
             handle.remove()
+            # torch forgets this note of its own, and then takes the hook to be there: torch.compile warns of it.
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
 def sized(value: Any, batch: int, old: int, *, is_meta: bool) -> Any:

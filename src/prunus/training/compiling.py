@@ -32,10 +32,15 @@ def compiled(model: nn.Module, compute: Compute, batch: Tensor, say: Callable[[s
         What to call in the place of `model`, in training mode.
     """
     cuda = compute.device.type == "cuda"
+
+    def whole(images: Tensor) -> Tensor:  # torch wraps a module in one of its own, which hooks would see twice
+        logits: Tensor = model(images)
+        return logits
+
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's compiler warns of what torch itself does
             torch.compiler.reset()  # an earlier network's code is of no use, and counts towards dynamo's limit
-            forward: Forward = torch.compile(model, dynamic=False, mode="reduce-overhead" if cuda else None)
+            forward: Forward = torch.compile(whole, dynamic=False, mode="reduce-overhead" if cuda else None)
             for _ in range(3 if cuda else 1):  # a CUDA graph is recorded in the second pass, first used in the third
                 _rehearse(model, forward, compute, batch)
     except Exception as error:  # a compiler is a large machine, and whatever breaks in it must not end a training
