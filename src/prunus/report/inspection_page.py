@@ -12,11 +12,10 @@ from markupsafe import Markup
 from prunus.files import atomic_write_text
 from prunus.report import numbers
 from prunus.report.network_drawing import DrawnNode, draw, hue
+from prunus.report.network_panel import coupled, node_panel, percent, touched
 
 if TYPE_CHECKING:
     from prunus.inspecting import GroupRow, Inspection, NodeRow
-
-_WHAT = {"input": "input of the network", "layer": "layer", "join": "join", "cut": "cut into parts"}
 
 
 def write_inspection(found: Inspection, path: Path | str) -> Path:
@@ -85,8 +84,8 @@ def _group_line(row: GroupRow, found: Inspection) -> dict[str, Any]:
         "channels": row.channels,
         "constraint": row.constraint,
         "coupled": ", ".join(f"{coupling.op} ×{coupling.count}" for coupling in row.couplings) or "–",
-        "macs_share": _percent(row.macs_share),
-        "params_share": _percent(row.params_share),
+        "macs_share": percent(row.macs_share),
+        "params_share": percent(row.params_share),
         "half_macs": _part(row.half.macs, found.cost.macs),
         "half_params": _part(row.half.params, found.cost.params),
         "half_bytes": numbers.size(row.half.size_bytes),
@@ -100,15 +99,11 @@ def _group_data(number: int, row: GroupRow, found: Inspection) -> dict[str, Any]
         "hue": hue(number),
         "channels": str(row.channels),
         "constraint": row.constraint,
-        "couplings": [
-            f"{coupling.op} in {coupling.first or 'the network'}"
-            + (f" and {coupling.count - 1} more" if coupling.count > 1 else "")
-            for coupling in row.couplings
-        ],
+        "couplings": [coupled(coupling.op, coupling.count, coupling.first) for coupling in row.couplings],
         "producers": row.producers,
         "passes": row.passes,
         "consumers": row.consumers,
-        "touches": f"{_percent(row.macs_share)} of the MACs, {_percent(row.params_share)} of the parameters",
+        "touches": touched(row.macs_share, row.params_share),
         "half": [
             f"keeps {half.kept} of {row.channels}",
             f"{numbers.count(half.macs)} MACs ({_part(half.macs, found.cost.macs)})",
@@ -119,41 +114,12 @@ def _group_data(number: int, row: GroupRow, found: Inspection) -> dict[str, Any]
 
 
 def _node_data(node: NodeRow, found: Inspection) -> dict[str, Any]:
-    what = node.op if node.kind in ("layer", "join") else _WHAT[node.kind]
-    facts = [["channels", str(node.width)]]
-    if node.kind == "layer":
-        facts.append(["MACs", f"{numbers.count(node.macs)} ({_percent(node.macs_share)})"])
-    if node.through:
-        facts.append(["then", ", ".join(node.through)])
-    facts.append(["reads", ", ".join(found.nodes[source].name or "the network" for source in node.inputs)])
-    names = [found.groups[number].name for number, _ in node.groups]
-    return {
-        "kind": node.kind,
-        "name": node.name or "the network",
-        "what": what,
-        "facts": facts,
-        "groups": node.groups,
-        "whole": _whole(node, found),
-        "text": " ".join([node.name, node.op, *node.through, *names]).lower(),
-    }
-
-
-def _whole(node: NodeRow, found: Inspection) -> str:
-    """Say why channels of a node's result stay, as far as a reason names it."""
-    if node.kind == "input":
-        return "The channels of an input are given."
-    if not node.kept:
-        return ""
-    for row in found.frozen:
-        if row.tensor.rpartition(".")[0] == node.name:
-            by = ", ".join(part for part in (row.op, row.where) if part)
-            return f"{row.channels} channels: {row.reason}" + (f" ({by})" if by else "")
-    return f"{node.kept} of its {node.width} channels always stay."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u00a0%"
+    names = [row.name for row in found.groups]
+    panel = node_panel(
+        node, found.nodes, names, found.frozen, channels=str(node.width), macs_label="MACs", always=node.kept
+    )
+    return {"kind": node.kind, **panel}
 
 
 def _part(part: int, whole: int) -> str:
-    return _percent(part / whole) if whole else "–"
+    return percent(part / whole) if whole else "–"

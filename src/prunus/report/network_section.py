@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prunus.report import numbers
 from prunus.report.details import Details, Group, Node
 from prunus.report.network_drawing import DrawnNode, draw, hue
-
-_WHAT = {"input": "input of the network", "cut": "cut into parts"}
+from prunus.report.network_panel import coupled, node_panel, touched
 
 
 def network_section(details: Details) -> dict[str, Any]:
@@ -33,35 +31,15 @@ def _drawn(node: Node) -> DrawnNode:
 
 
 def _node(node: Node, details: Details) -> dict[str, Any]:
-    facts = [["channels", f"{node.width} → {node.after}" if node.groups else str(node.width)]]
-    if node.kind == "layer":
-        facts.append(["MACs before", f"{numbers.count(node.macs)} ({100 * node.macs_share:.1f}\u00a0%)"])
-    if node.through:
-        facts.append(["then", ", ".join(node.through)])
-    facts.append(["reads", ", ".join(details.nodes[source].name or "the network" for source in node.inputs)])
-    names = [details.groups[number].name for number, _ in node.groups]
-    return {
-        "name": node.name or "the network",
-        "what": _WHAT.get(node.kind, node.op),
-        "facts": facts,
-        "groups": node.groups,
-        "whole": _whole(node, details),
-        "text": " ".join([node.name, node.op, *node.through, *names]).lower(),
-    }
-
-
-def _whole(node: Node, details: Details) -> str:
-    """Say why channels of a node's result stay, as far as a reason names it."""
-    if node.kind == "input":
-        return "The channels of an input are given."
-    always = node.width - sum(count for _, count in node.groups)
-    if always <= 0:
-        return ""
-    for row in details.frozen:
-        if row.tensor.rpartition(".")[0] == node.name:
-            by = ", ".join(part for part in (row.op, row.where) if part)
-            return f"{row.channels} channels: {row.reason}" + (f" ({by})" if by else "")
-    return f"{always} of its {node.width} channels always stay."
+    return node_panel(
+        node,
+        details.nodes,
+        [group.name for group in details.groups],
+        details.frozen,
+        channels=f"{node.width} → {node.after}" if node.groups else str(node.width),
+        macs_label="MACs before",
+        always=node.width - sum(count for _, count in node.groups),
+    )
 
 
 def _group(number: int, group: Group) -> dict[str, Any]:
@@ -75,23 +53,14 @@ def _group(number: int, group: Group) -> dict[str, Any]:
             ["removed", spans(gone) or "none"],
             ["threshold", threshold_words(group, gone)],
             ["may keep", group.constraint],
-            ["coupled by", [_coupled(found.op, found.count, found.first) for found in group.couplings]],
+            ["coupled by", [coupled(found.op, found.count, found.first) for found in group.couplings]],
             ["written by", list(group.producers)],
             ["passes", list(group.passes)],
             ["read by", list(group.consumers)],
-            ["touches", _touched(group)],
+            ["touches", touched(group.macs_share, group.params_share)],
         ],
         "scores": histogram(group, gone),
     }
-
-
-def _touched(group: Group) -> str:
-    macs, params = (f"{100 * share:.1f}\u00a0%" for share in (group.macs_share, group.params_share))
-    return f"{macs} of the MACs, {params} of the parameters"
-
-
-def _coupled(op: str, count: int, first: str) -> str:
-    return f"{op} in {first or 'the network'}" + (f" and {count - 1} more" if count > 1 else "")
 
 
 def spans(channels: Sequence[int]) -> str:
