@@ -129,6 +129,8 @@ def test_wrong_words() -> None:
     model = Small()
     with pytest.raises(ConfigError, match="--runtime tflite: latency can be measured in ort, "):
         measure_times(model, trace(model, EXAMPLE), EXAMPLE, runtime="tflite")
+    with pytest.raises(ModelError, match="networks that take one tensor"):
+        measure_times(model, trace(model, EXAMPLE), (EXAMPLE, EXAMPLE))
     empty = nn.ReLU()
     with pytest.raises(ModelError, match="no convolution or linear layer that could be timed"):
         measure_times(empty, trace(empty, EXAMPLE), EXAMPLE)

@@ -89,7 +89,11 @@ def test_what_cannot_be(images: Path, tmp_path: Path) -> None:
     record = tmp_path / "a" / "latency.json"
     record.write_text('{"times": {}, "chosen": null}')
     with pytest.raises(FileFormatError, match=r"lacks something or is mistyped.*delete it to measure again"):
-        run(images, tmp_path / "a", latency=0.5)
+        run(images, tmp_path / "a", latency=0.01)
+    # Another network in a folder without results does not meet the times of the first.
+    with pytest.raises(BudgetError, match=r"^0\.01 of .*s of latency is not reachable: "):
+        run(images, tmp_path / "a", latency=0.01, model="resnet8_pad", runtime="torch")
+    assert json.loads(record.read_text())["times"]["runtime"].startswith("PyTorch")
     given = {"model": "resnet20", "data": "digits"}
     for changes, message in (
         ({"latency": "2"}, "without a unit"),

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import nnls
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.allocation import allocate
 from prunus.budget import Budget
@@ -104,11 +104,15 @@ def measure_times(
 
     Raises:
         ConfigError: there is no such runtime, or it is not installed.
-        ModelError: the network cannot be exported, or has no layer that can be timed.
+        ModelError: the network takes more than a tensor, cannot be exported, or has no layer that can be timed.
     """
     if runtime not in RUNTIMES:
         raise ConfigError(f"--runtime {runtime}: latency can be measured in {', '.join(RUNTIMES)}.")
-    (example,) = as_arguments(example_inputs)
+    example, *more = as_arguments(example_inputs)
+    if more or not isinstance(example, Tensor):
+        raise ModelError(
+            "latency is measured for networks that take one tensor; wrap the network in a module that does."
+        )
     uses = layer_uses(model, example[:1])
     if not uses:
         raise ModelError("the network has no convolution or linear layer that could be timed.")

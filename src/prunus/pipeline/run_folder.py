@@ -248,6 +248,7 @@ def _agree(folder: RunFolder, config: RunConfig) -> None:
     differences = config.differences(found)
     if differences and not folder.has_results():
         atomic_write_text(folder.config, config.to_yaml())  # the first try ended with an error, and this is the second
+        folder.latency.unlink(missing_ok=True)  # of another network, perhaps, or another runtime
     elif differences:
         lines = "\n".join(f"  - {line}" for line in differences)
         raise RunError(
