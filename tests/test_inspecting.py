@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 import prunus
 from prunus.cli import app
 from prunus.errors import ModelError
-from prunus.inspecting import Inspection, inspect_model, inspect_network, keep_about
+from prunus.inspecting import inspect_model, inspect_network, keep_about
+from prunus.inspection import Inspection
 
 
 def prunus_command(*arguments: str, columns: int = 200) -> Result:

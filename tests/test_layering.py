@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "api": CUT | {"recovery"},
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
-    "inspecting": PRUNED | {"models", "checking"},  # what a trace says, with costs
+    "inspection": COSTED | {"checking"},  # rows
+    "inspecting": PRUNED | {"models", "checking", "inspection"},  # what a trace says, with costs
     "doctor": {"deploy", "data"},  # looks at what is installed, and at these for their folders and names
     "data": BASE,
     "training": BASE,  # knows nothing of pruning
@@ -50,9 +51,20 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": CUT | {"models"},
     "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
     "pipeline": PRUNED
-    | {"config", "models", "data", "training", "report", "deploy", "methods", "width_search", "inspecting"},
+    | {
+        "config",
+        "models",
+        "data",
+        "training",
+        "report",
+        "deploy",
+        "methods",
+        "width_search",
+        "inspecting",
+        "inspection",
+    },
     "sweep": BASE | {"config", "report", "models", "criteria"},  # starts runs as processes, and reads their folders
-    "cli": BASE | {"config", "pipeline", "report", "checking", "inspecting", "doctor", "models", "sweep"},
+    "cli": BASE | {"config", "pipeline", "report", "checking", "inspecting", "inspection", "doctor", "models", "sweep"},
     "__main__": {"cli"},
 }
 

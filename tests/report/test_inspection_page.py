@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from prunus.cli import app
-from prunus.inspecting import Inspection, inspect_model, inspect_network
+from prunus.inspecting import inspect_model, inspect_network
+from prunus.inspection import Inspection
 from prunus.report.inspection_page import render_inspection, write_inspection
 
 Open = Callable[..., Any]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from prunus.checking import FrozenChannels
-    from prunus.inspecting import GroupRow, Inspection
+    from prunus.inspection import GroupRow, Inspection
 
 _SHOWN = 15  # groups and reasons; --verbose shows all of them
 _ROOMY = 110  # columns; a narrower terminal does without the layers and the parameters

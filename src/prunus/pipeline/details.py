@@ -16,7 +16,8 @@ from prunus.files import atomic_write_json, read_json
 from prunus.graph.channels import ChannelGraph, Keep
 from prunus.graph.flow import FlowNode, flow_of
 from prunus.graph.trace import trace
-from prunus.inspecting import GroupRow, inspection_of
+from prunus.inspecting import inspection_of
+from prunus.inspection import GroupRow
 from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
 from prunus.training.evaluate import Predicted

@@ -15,7 +15,7 @@ from prunus.report.network_drawing import DrawnNode, draw, hue
 from prunus.report.network_panel import coupled, node_panel, percent, touched
 
 if TYPE_CHECKING:
-    from prunus.inspecting import GroupRow, Inspection, NodeRow
+    from prunus.inspection import GroupRow, Inspection, NodeRow
 
 
 def write_inspection(found: Inspection, path: Path | str) -> Path:
