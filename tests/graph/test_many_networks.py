@@ -104,6 +104,9 @@ COUNTER_EXAMPLES = {
     "a narrower stage moves what stays whole": Drawn(
         7, (Step("gated linear unit", 4), Step("cut at a literal", 2), Step("shuffle, the rest by −1", 9)), 36523
     ),
+    "two pairs of widths that add up alike": Drawn(
+        4, (Residual((Step("dense block", 8), Step("halves by x.shape", 2))),), 0
+    ),
 }
 """Networks that went wrong once, as hypothesis printed them, and one to begin with."""
 

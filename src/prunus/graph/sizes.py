@@ -58,8 +58,11 @@ class Problem:
         return (self.seed, self.training, self.index) < (other.seed, other.training, other.index)
 
 
-SEEDS = 4
-"""How many smaller networks are tried."""
+DEALT = 4
+"""How many smaller networks have widths that are dealt out, so that any two groups come apart."""
+
+SEEDS = DEALT + 2
+"""How many smaller networks are tried; the last ones' widths are drawn, so that sums of widths come apart as well."""
 
 
 def first_problem(attempt: Attempt) -> Problem | None:
@@ -112,11 +115,11 @@ def _pick(number: int, choices: int, seed: int, rng: np.random.Generator) -> int
     """Choose one of so many numbers of bundles, or one more than these where there is but one.
 
     Few choices are dealt out by the number of the group, so that two groups differ for one of the first seeds, and
-    neighbours differ the other way for the last; of many, chance does that.
+    neighbours differ the other way for the last that is dealt; of many, and for later seeds, chance does that.
     """
-    if choices > 8:
-        return int(rng.integers(choices))
-    base, digit = max(2, choices), seed % (SEEDS - 1)
+    if choices > 8 or seed >= DEALT:
+        return int(rng.integers(max(2, choices)))
+    base, digit = max(2, choices), seed % (DEALT - 1)
     dealt = (number % 7 if choices == 1 else number) // int(base**digit) % base
     return dealt if seed == digit else base - 1 - dealt
 
