@@ -140,7 +140,7 @@ def search_widths(
     if state_file is not None:
         asked = {**settings, "budget": budget.to_dict(), "seed": seed, "starts": [*map(space.widths, space.starts)]}
         mark = _fingerprint(judge, scores, asked)
-    state = _State.read(state_file, mark, len(graph.groups))
+    state = _State.read(state_file, mark, tuple(group.name for group in graph.groups))
     trials, earlier = list(state.trials[:evaluations]), time.monotonic() - state.seconds
     while len(trials) < len(space.starts) or end.part(len(trials), time.monotonic() - earlier) < 1:
         candidate = space.candidate(trials, seed)
@@ -151,7 +151,7 @@ def search_widths(
         trials.append(WidthTrial(widths=space.widths(plan), loss=loss, accuracy=accuracy, parent=parent))
         spent = time.monotonic() - earlier
         if state_file is not None:
-            _State(fingerprint=mark, seconds=spent, trials=tuple(trials)).write(state_file)
+            state.model_copy(update={"seconds": spent, "trials": tuple(trials)}).write(state_file)
         if progress is not None:
             progress(min(1.0, end.part(len(trials), spent)), best_of(trials))
     plan = space.plan(best_of(trials).widths)
@@ -255,29 +255,30 @@ class _Judge:
 
 
 class _State(BaseModel):
-    """What a stopped search goes on from."""
+    """What a stopped search goes on from; the groups are named in the order of the trials' widths."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     fingerprint: str
+    groups: tuple[str, ...] = ()
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     trials: tuple[WidthTrial, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path | None, fingerprint: str, groups: int) -> _State:
+    def read(cls, path: str | Path | None, fingerprint: str, groups: tuple[str, ...]) -> _State:
         """Read the file, or begin where there is none."""
         if path is None or not Path(path).exists():
-            return cls(fingerprint=fingerprint)
+            return cls(fingerprint=fingerprint, groups=groups)
         again = f"delete {path} to start the search again"
         try:
             state = cls.model_validate_json(read_bytes(path, "state of a width search"))
         except ValidationError:
             raise FileFormatError(f"the state of a width search {path} is cut short or damaged; {again}") from None
-        if state.fingerprint != fingerprint or any(len(trial.widths) != groups for trial in state.trials):
+        if state.fingerprint != fingerprint or any(len(trial.widths) != len(groups) for trial in state.trials):
             raise FileFormatError(
                 f"the width search in {path} is of another network, other images or other settings; {again}"
             )
-        return state
+        return state.model_copy(update={"groups": groups})
 
     def write(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""

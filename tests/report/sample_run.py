@@ -105,6 +105,32 @@ def _searched(epoch: int) -> dict[str, Any]:
     }
 
 
+def grouped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to the epochs of the search, from the second on, what they left of two groups of 16 and 32 channels."""
+    named = {"name": ["conv1", "layer2.0.conv1"], "channels": [16, 32]}
+    searched = [row for row in rows if row["stage"] == "search"]
+    for row in searched:
+        epoch = row["epoch"]
+        kept = [16 - epoch, 32 - 2 * epoch]
+        counts = {"kept": kept, "returned": [0, 1 if epoch == 3 else 0], "removed": [0, 4 if epoch > 4 else 0]}
+        row["groups"] = counts | (named if epoch == 1 else {})
+    return rows
+
+
+def trials() -> dict[str, Any]:
+    """A width_search.json: two starts, and three networks that were made of others; the fourth has no loss."""
+    found = [
+        ([8, 20], 0.9, 0.70, None),
+        ([9, 18], 0.8, 0.72, None),
+        ([7, 22], 0.7, 0.71, 0),
+        ([5, 25], 1.7e308, 0.10, 2),
+        ([7, 21], 0.6, 0.75, 2),
+    ]
+    keys = ("widths", "loss", "accuracy", "parent")
+    rows = [dict(zip(keys, values, strict=True)) for values in found]
+    return {"fingerprint": "f", "groups": ["conv1", "layer2.0.conv1"], "seconds": 75.0, "trials": rows}
+
+
 def _sparse(epoch: int) -> dict[str, Any]:
     before = {"index_before": [600, 80, 20, 0]} if epoch == 0 else {}
     return {"index_histogram": [600 - 100 * epoch, 80, 20, 100 * epoch], **before}

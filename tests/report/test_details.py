@@ -164,6 +164,10 @@ def test_a_page_shows_layers_scores_confusion_and_images(folder: Path, details: 
     assert panel.locator(".scores .bars path").count() > 0
     page.keyboard.press("ArrowDown")
     assert "layer3.0.conv2" in panel.locator("h3").inner_text() and "sum in layer3.0" in panel.inner_text()
+    page.locator("#chart-confusion").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector("#chart-confusion .hovertext >> text=1 taken for 0")
     pictures = page.locator(".images img")
     assert pictures.count() == len(details.test.shown)
     assert pictures.first.evaluate("image => image.naturalWidth") == 8

@@ -18,7 +18,8 @@ from tests.report.sample_run import LAYERS, metrics, summary, write_run
 
 from prunus.report import print_summary, read_run, write_report
 from prunus.report.comparison import compare
-from prunus.report.figures import accuracy_chart, search_chart, sparsity_chart, widths_chart
+from prunus.report.figures import accuracy_chart, sparsity_chart, widths_chart
+from prunus.report.search_figures import search_chart
 
 
 def own_part(page: str) -> str:

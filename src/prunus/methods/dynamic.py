@@ -99,7 +99,8 @@ class DynamicSearch:
         plan = self._chosen(whole, budget)
         keep = plan.keep_array(self.graph)
         overlap = jaccard(self.keep[:-1], keep[:-1])
-        returned = np.flatnonzero(keep[:-1] & ~self.keep[:-1])
+        back = keep & ~self.keep
+        returned = np.flatnonzero(back[:-1])
         self.stable = self.stable + 1 if at_target and overlap >= self.stable_overlap else 0
         self.returned_ever.update(returned.tolist())
         self.masked_for = np.where(keep[:-1], 0, self.masked_for + 1)
@@ -113,6 +114,7 @@ class DynamicSearch:
             "jaccard_overlap": round(overlap, 6),
             "macs": plan.after.macs,
             "params": plan.after.params,
+            "groups": {**self._named(epoch), "kept": self._counts(keep), "returned": self._counts(back)},
         }
         mask_channels(whole, self.graph, keep, WHISPER)
         if self._shrunk is not None:
@@ -141,6 +143,7 @@ class DynamicSearch:
         self.findings |= {
             "removed_channels": int((~self.alive).sum()),
             "trained_macs": predict_cost(self.graph, self.alive).macs,
+            "groups": {**self.findings["groups"], "removed": self._counts(~self.alive)},
         }
         return None if self.trained is model else (self.trained, optimiser)
 
@@ -181,6 +184,15 @@ class DynamicSearch:
         """Return how many of the channels that `keep` keeps had been masked at some time."""
         masked = self.returned_ever | set(np.flatnonzero(~self.keep[:-1]).tolist())
         return int(keep[sorted(masked)].sum())
+
+    def _named(self, epoch: int) -> dict[str, Any]:
+        """Name the groups, in the order of their counts, and say how wide they are; only the first epoch needs it."""
+        groups = self.graph.groups
+        return {"name": [g.name for g in groups], "channels": [g.size for g in groups]} if epoch == 1 else {}
+
+    def _counts(self, flags: Keep) -> list[int]:
+        """Count the channels of every group that are flagged."""
+        return [int(flags[group.channels].sum()) for group in self.graph.groups]
 
     def _chosen(self, whole: nn.Module, budget: Budget) -> PruningPlan:
         """Return the plan that all processes follow, for what is left of the network."""

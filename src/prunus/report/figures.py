@@ -9,7 +9,8 @@ from prunus.report.folder import Width
 
 Stages = Mapping[str, Sequence[dict[str, Any]]]
 _SQUEEZED = 50  # how many times the lowest loss the highest is, until the curve would be flat for most epochs
-_ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+"""Where the legend of a chart lies whose lower part is full."""
 
 STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
 
@@ -17,6 +18,11 @@ STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search":
 def stage_name(stage: str) -> str:
     """Name a stage for people: "finetune" → "fine-tuning"."""
     return STAGE_NAMES.get(stage, stage)
+
+
+def plain(text: str) -> str:
+    """Write a text so that Plotly, which reads its labels as HTML, shows it as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def accuracy_chart(stages: Stages) -> dict[str, Any] | None:
@@ -56,59 +62,10 @@ def widths_chart(widths: Sequence[Width]) -> dict[str, Any] | None:
             "bargap": 0.25,
             "xaxis": {"type": "category", "tickangle": -60, "automargin": True, "dtick": 1},
             "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
-            "legend": _ABOVE,
+            "legend": ABOVE,
         },
         "min_width": 120 + 17 * len(widths),  # pixels; below that the names would run into each other
     }
-
-
-def search_chart(metrics: Sequence[dict[str, Any]], dense_macs: int) -> dict[str, Any] | None:
-    """Draw what became of the channels, epoch by epoch, and of the MACs; None where there was no search.
-
-    Bars: channels kept (those that came back apart), masked and removed. Lines: the MACs of the channels that are kept,
-    and of the network that is trained. All in % of the dense network.
-    """
-    rows = [row for row in metrics if row.get("kept_channels") is not None and row.get("channels")]
-    if not rows:
-        return None
-    epochs = [row["epoch"] for row in rows]
-    bars = [_fates(row) for row in rows]
-    colours = {"kept": "--pruned", "came back": "--good", "masked": "--dense", "removed": "--dense-soft"}
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "bar",
-            "name": fate,
-            "x": epochs,
-            "y": [100 * fates[fate] / row["channels"] for fates, row in zip(bars, rows, strict=True)],
-            "customdata": [fates[fate] for fates in bars],
-            "marker": {"color": colour},
-            "hovertemplate": f"%{{customdata}} (%{{y:.1f}} %)<extra>{fate}</extra>",
-        }
-        for fate, colour in colours.items()
-    ]
-    for key, name, dash in (("macs", "MACs kept", "solid"), ("trained_macs", "MACs trained", "dot")):
-        shares = [100 * row[key] / dense_macs if row.get(key) else None for row in rows]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": name,
-                "x": epochs,
-                "y": shares,
-                "line": {"color": "--ink", "width": 2, "dash": dash},
-                "marker": {"size": 4, "color": "--ink"},
-                "hovertemplate": f"%{{y:.1f}} %<extra>{name}</extra>",
-            }
-        )
-    layout = {
-        "barmode": "stack",
-        "bargap": 0.2,
-        "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative"},
-        "yaxis": {"title": {"text": "% of the dense network"}, "rangemode": "tozero"},
-        "hovermode": "x unified",
-        "legend": _ABOVE,
-    }
-    return {"data": traces, "layout": layout, "min_width": 0}
 
 
 def sparsity_chart(stages: Stages) -> dict[str, Any] | None:
@@ -147,20 +104,9 @@ def sparsity_chart(stages: Stages) -> dict[str, Any] | None:
                 "range": [0, (used + 1) / len(after)],
             },
             "yaxis": {"title": {"text": "channels"}, "rangemode": "tozero"},
-            "legend": _ABOVE,
+            "legend": ABOVE,
         },
         "min_width": 0,
-    }
-
-
-def _fates(row: dict[str, Any]) -> dict[str, int]:
-    """Share the channels of one epoch out: they add up to all."""
-    kept, back, gone = (int(row.get(f"{what}_channels") or 0) for what in ("kept", "returned", "removed"))
-    return {
-        "kept": kept - back,
-        "came back": back,
-        "masked": int(row["channels"]) - kept - gone,
-        "removed": gone,
     }
 
 

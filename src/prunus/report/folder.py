@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from prunus.errors import FileFormatError
 from prunus.files import read_bytes, read_json
 from prunus.report.details import Details, read_details
+from prunus.report.trials import WidthTrials, read_trials
 
 
 class Figures(BaseModel):
@@ -111,7 +112,8 @@ class Bench(BaseModel):
 class RunFolder:
     """A finished run: its summary, one dictionary an epoch, and the texts and objects beside them.
 
-    `details` are None where an earlier Prunus ran, and `bench` is empty where `prunus bench` was not run.
+    `details` are None where an earlier Prunus ran, `bench` is empty where `prunus bench` was not run, and `trials` are
+    None where no widths were searched for.
     """
 
     path: Path
@@ -123,6 +125,7 @@ class RunFolder:
     config_text: str
     details: Details | None = None
     bench: tuple[Bench, ...] = ()
+    trials: WidthTrials | None = None
 
     @property
     def stages(self) -> dict[str, list[dict[str, Any]]]:
@@ -151,6 +154,7 @@ def read_run(path: Path | str) -> RunFolder:
         config_text=_text(path / "config.yaml", "configuration"),
         details=read_details(path / "details.json"),
         bench=read_bench(path / "bench.json"),
+        trials=read_trials(path / "width_search.json"),
     )
 
 

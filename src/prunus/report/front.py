@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.report import numbers
+from prunus.report.figures import plain
 from prunus.report.page import fill
 
 COST_NAMES = {"macs": "MACs", "size_bytes": "bytes on disk"}
@@ -67,7 +68,7 @@ def front_chart(rows: Sequence[Mapping[str, Any]], front: Sequence[str], cost: s
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    settings = "<br>".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in row["settings"].items())
+    settings = "<br>".join(f"{key.replace('_', ' ')} {plain(setting(value))}" for key, value in row["settings"].items())
     held_out, test = numbers.percent(row["held_out_accuracy"]), numbers.percent(row["test_accuracy"])
     costs = f"{numbers.count(row['macs'])} MACs, {numbers.size(row['size_bytes'])}"
     return f"{settings}<br>held out {held_out}, test {test}<br>{costs}"
@@ -76,7 +77,3 @@ def _label(row: Mapping[str, Any]) -> str:
 def setting(value: object) -> str:
     """Write the value of a setting; what a search drew with sixteen digits, with four."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _plain(value: object) -> str:
-    return setting(value).replace("&", "&amp;").replace("<", "&lt;")  # Plotly reads its labels as HTML

@@ -14,13 +14,17 @@ import yaml
 from prunus.errors import FileFormatError, RunError
 from prunus.files import atomic_write_text, read_bytes, read_json
 from prunus.report import numbers
-from prunus.report.figures import accuracy_chart, loss_chart, search_chart, sparsity_chart, stage_name
+from prunus.report.figures import accuracy_chart, loss_chart, sparsity_chart, stage_name
 from prunus.report.folder import read_metrics, stages_of
 from prunus.report.page import fill, names_of, place_of, write_report
+from prunus.report.search_figures import groups_chart, search_chart
 from prunus.report.sections import command_of, stages_table
+from prunus.report.trial_figures import trials_chart
+from prunus.report.trials import read_trials
 
 RELOAD = 5  # seconds after which the browser looks again
 
+_WATCHED = ("metrics.jsonl", "width_search.json", "summary.json")
 _PLANNED = {"dense": "epochs", "sparse": "sparse_epochs", "search": "search_epochs", "finetune": "finetune_epochs"}
 
 
@@ -54,7 +58,7 @@ def follow_report(
                 raise RunError(
                     f"there is no run in {run} (no config.yaml): name folders that prunus compress works in."
                 )
-        now = [_state(run / name) for run in runs for name in ("metrics.jsonl", "summary.json")]
+        now = [_state(run / name) for run in runs for name in _WATCHED]
         if all((run / "summary.json").is_file() for run in runs):
             written(write_report(runs, page))
             return page
@@ -72,6 +76,7 @@ def render_live(runs: Sequence[Path]) -> str:
     for number, (name, run) in enumerate(zip(names_of(runs), runs, strict=True)):
         metrics = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else ()
         stages = stages_of(metrics)
+        trials = read_trials(run / "width_search.json")
         prefix = f"run{number}-" if len(runs) > 1 else ""
         # Until something is removed, the network that is trained is the dense one.
         dense = next((row["trained_macs"] for row in metrics if row.get("trained_macs")), None)
@@ -80,6 +85,8 @@ def render_live(runs: Sequence[Path]) -> str:
             "loss": loss_chart(stages),
             "sparsity": sparsity_chart(stages),
             "search": search_chart(metrics, int(dense)) if dense else None,
+            "groups": groups_chart(metrics),
+            "trials": None if trials is None else trials_chart(trials),
         }
         charts |= {prefix + key: chart for key, chart in drawn.items() if chart is not None}
         views.append(_view(name, prefix, run, stages))

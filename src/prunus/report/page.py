@@ -16,11 +16,13 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from prunus.files import atomic_write_text
 from prunus.report import numbers
-from prunus.report.figures import accuracy_chart, loss_chart, search_chart, sparsity_chart, widths_chart
+from prunus.report.figures import accuracy_chart, loss_chart, sparsity_chart, widths_chart
 from prunus.report.folder import RunFolder, read_run
 from prunus.report.fronts import colour_of, front_chart, shares_chart, together_chart
 from prunus.report.outcome import confusion_chart
+from prunus.report.search_figures import groups_chart, search_chart
 from prunus.report.sections import said_of
+from prunus.report.trial_figures import trials_chart
 
 PAGE = "report.html"
 
@@ -118,6 +120,8 @@ def _charts(run: RunFolder) -> dict[str, dict[str, Any]]:
         "loss": lambda: loss_chart(run.stages),
         "sparsity": lambda: sparsity_chart(run.stages),
         "search": lambda: search_chart(run.metrics, run.summary.dense.macs),
+        "groups": lambda: groups_chart(run.metrics),
+        "trials": lambda: None if run.trials is None else trials_chart(run.trials),
         "widths": lambda: widths_chart(run.summary.widths),
         "confusion": lambda: None if run.details is None else confusion_chart(run.details.test),
     }

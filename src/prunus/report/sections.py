@@ -13,6 +13,7 @@ from prunus.report.figures import stage_name
 from prunus.report.folder import Bench, RunFolder
 from prunus.report.network_section import network_section
 from prunus.report.outcome import changed_images, worst_classes
+from prunus.report.trial_figures import trials_words
 
 
 def said_of(run: RunFolder) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def said_of(run: RunFolder) -> dict[str, Any]:
         "stages": stages_table(run.stages),
         "removals": _removals(run),
         "searched": _searched(run),
+        "trials": "" if run.trials is None else trials_words(run.trials),
         "notes": [str(note) for note in run.plan.get("notes") or ()],
         "passed": run.verification.get("passed") is True,
         "verification": _proof(run.verification),

@@ -8,6 +8,7 @@
   library.textContent = await new Response(unpacked).text();
   document.head.append(library);
 
+  const PAPER = 880; // pixels of height that a chart may have to fit on a page
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const root = document.documentElement;
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
@@ -20,9 +21,14 @@
   };
   const axis = (own) => ({
     gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ...own,
+    title: { standoff: 10, ...own?.title },
   });
   const drawInto = (place, { data, layout }) => {
     const own = coloured(layout);
+    if ("print" in root.dataset) {
+      own.width = place.clientWidth;
+      if (own.xaxis?.dtick === 1) delete own.xaxis.dtick; // there is no room for every name
+    }
     Plotly.react(place, coloured(data), {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: css("--ink") },
@@ -39,19 +45,31 @@
     for (const [name, chart] of Object.entries(charts)) {
       const place = document.getElementById(`chart-${name}`);
       if (!seen(place)) continue;
-      place.style.minWidth = `${chart.min_width}px`;
+      const onPaper = "print" in root.dataset;
+      place.style.minWidth = onPaper ? "" : `${chart.min_width}px`;
+      if (chart.height) place.style.height = `${onPaper ? Math.min(chart.height, PAPER) : chart.height}px`;
       const chosen = document.querySelector(`.choices[data-for="${name}"] input:checked`);
       drawInto(place, chart.variants ? chart.variants[chosen.value] : chart);
       drawn += 1;
     }
     root.dataset.charts = drawn;
   };
-  // The arrow keys walk through the points of a chart as the pointer does.
+  // The arrow keys walk through the points of a chart, or the cells of a map, as the pointer does.
+  const walkCells = (place, curveNumber, key) => {
+    const { x, y } = place.data[curveNumber];
+    const [down, right] = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[key];
+    const [row, column] = place.cell ?? [-Math.max(down, 0), -Math.max(right, 0)];
+    const turned = (at, length) => (at + length) % length;
+    place.cell = [turned(row + down, y.length), turned(column + right, x.length)];
+    Plotly.Fx.hover(place, [{ curveNumber, xval: x[place.cell[1]], yval: y[place.cell[0]] }]);
+  };
   const walk = (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const place = event.currentTarget;
+    const map = place.data?.findIndex(({ type }) => type === "heatmap") ?? -1;
+    const step = { ArrowRight: 1, ArrowLeft: -1, ...(map >= 0 && { ArrowDown: 1, ArrowUp: -1 }) }[event.key];
     if (!step || !place.data) return;
     event.preventDefault();
+    if (map >= 0) return walkCells(place, map, event.key);
     const points = [];
     place.data.forEach((trace, curveNumber) => {
       if (trace.hoverinfo === "skip") return;
@@ -79,7 +97,7 @@
   };
   addEventListener("hashchange", openTarget);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  // Paper is white, narrower than most screens, and nobody can open what is closed on it.
+  // Paper is narrower than most screens, and nobody can open what is closed on it.
   addEventListener("beforeprint", () => {
     root.dataset.print = "";
     for (const details of document.querySelectorAll("details")) {
