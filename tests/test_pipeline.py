@@ -301,6 +301,10 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
     assert [len(group.keep) for group in plan.groups] == best["widths"]
     assert plan.criterion == "channel_sparsity" and plan.after.size_bytes <= LIMIT
     assert f"search     {len(found)} networks: recalibrated" in said
+    names = [group.name for group in plan.groups]
+    assert set(names) <= set(read_json(out / "width_search.json")["groups"])
+    page = (out / "report.html").read_text()
+    assert 'id="chart-trials"' in page and f"number {found.index(best) + 1} has the least loss" in page
     compress(tmp_path / "a", **{**settings, "allocation": "global", "search_minutes": 5.0}, fresh=True)
     assert not (tmp_path / "a" / "width_search.json").exists()
 

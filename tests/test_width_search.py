@@ -140,7 +140,9 @@ def test_a_search_that_was_stopped_goes_on(small: Setting, tmp_path: Path, at: i
 
     with pytest.raises(Stop):
         small.search(evaluations=8, seed=1, state_file=file, progress=stopping)
-    assert len(json.loads(file.read_text())["trials"]) == at
+    written = json.loads(file.read_text())
+    assert len(written["trials"]) == at
+    assert written["groups"] == [group.name for group in small.graph.groups]
     found = small.search(evaluations=8, seed=1, state_file=file, progress=lambda done, best: measured.append(done))
     assert found.trials == whole.trials and found.plan == whole.plan
     assert measured == [number / 8 for number in range(1, 9)], "nothing is measured again"

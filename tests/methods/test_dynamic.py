@@ -83,6 +83,9 @@ def test_a_masked_channel_comes_back_when_it_has_grown_again() -> None:
     assert metrics["returned_channels"] == 1
     assert metrics["returned_channels_ever"] == 1
     assert metrics["kept_channels"] == int(search.keep[:-1].sum())
+    at = [found.name for found in graph.groups].index("layer2.0.conv1")
+    assert metrics["groups"]["returned"] == [int(number == at) for number in range(len(graph.groups))]
+    assert metrics["groups"]["kept"][at] == int(search.keep[group.channels].sum())
     assert 0.9 < metrics["jaccard_overlap"] < 1
     json.dumps(metrics, allow_nan=False)
 

@@ -79,6 +79,21 @@ def test_epochs_of_the_search_get_cheaper_and_it_ends_once_the_structure_is_stab
     assert all(row["removed_channels"] + row["kept_channels"] <= row["channels"] for row in rows)
 
 
+def test_every_epoch_counts_the_channels_of_every_group(from_scratch: tuple[Path, str]) -> None:
+    out, _ = from_scratch
+    rows = metrics(out, "search")
+    first = rows[0]["groups"]
+    assert sum(first["channels"]) == rows[0]["channels"]
+    widths = {group["name"]: group["channels"] for group in read_json(out / "details.json")["groups"]}
+    assert dict(zip(first["name"], first["channels"], strict=True)) == widths
+    for row in rows:
+        for what in ("kept", "returned", "removed"):
+            assert sum(row["groups"][what]) == row[f"{what}_channels"], what
+            assert len(row["groups"][what]) == len(first["name"])
+    assert ["name" in row["groups"] for row in rows] == [True] + [False] * (len(rows) - 1)
+    assert 'id="chart-groups"' in (out / "report.html").read_text()
+
+
 def test_the_plan_of_the_whole_search_is_one_of_the_dense_network(from_scratch: tuple[Path, str]) -> None:
     out, _ = from_scratch
     plan = PruningPlan.from_json(out / "plan.json")

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from prunus import pipeline
+from prunus.config import RunConfig
 
 Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run on the digits, to be read only; its page may be written again."""
+    settings = {"model": "resnet8", "data": "digits", "macs": 0.3, "epochs": 2, "finetune_epochs": 0, "threads": 1}
+    config = RunConfig.model_validate(settings | {"device": "cpu", "out": tmp_path_factory.mktemp("run") / "a"})
+    return pipeline.compress(config, Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from tests.report.faults import accessibility_faults
 
 import prunus
-from prunus import pipeline
-from prunus.config import RunConfig
 from prunus.errors import FileFormatError
 from prunus.report import read_run, write_report
 from prunus.report.details import Details, Group, Outcome, read_details
@@ -29,31 +26,26 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = {"model": "resnet8", "data": "digits", "macs": 0.3, "epochs": 2, "finetune_epochs": 0, "threads": 1}
-    config = RunConfig.model_validate(settings | {"device": "cpu", "out": tmp_path_factory.mktemp("run") / "a"})
-    return pipeline.compress(config, Console(file=io.StringIO()))
-
-
-@pytest.fixture(scope="module")
-def details(folder: Path) -> Details:
-    found = read_details(folder / "details.json")
+def details(digits_run: Path) -> Details:
+    found = read_details(digits_run / "details.json")
     assert found is not None
     return found
 
 
-def test_predictions_are_those_of_the_networks_in_the_folder(folder: Path, details: Details) -> None:
+def test_predictions_are_those_of_the_networks_in_the_folder(digits_run: Path, details: Details) -> None:
     data = prunus.load_data("digits")
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     said = {}
     for name, file in (("dense", "dense"), ("pruned", "model")):
         with torch.inference_mode():
-            said[name] = prunus.load(folder / f"{file}.safetensors")((data.test_images / 255 - mean) / std).argmax(1)
+            said[name] = prunus.load(digits_run / f"{file}.safetensors")((data.test_images / 255 - mean) / std).argmax(
+                1
+            )
         matrix = torch.zeros(10, 10, dtype=torch.int64)
         matrix.index_put_((data.test_labels, said[name]), torch.tensor(1), accumulate=True)
         assert details.test.confusion[name] == tuple(map(tuple, matrix.tolist()))
         assert details.test.right[name] == tuple(matrix.diagonal().tolist())
-        accuracy = getattr(read_run(folder).summary, name).test_accuracy
+        accuracy = getattr(read_run(digits_run).summary, name).test_accuracy
         assert accuracy == sum(details.test.right[name]) / sum(details.test.images)
     assert sum(details.test.changed.values()) == int((said["dense"] != said["pruned"]).sum()) > 0
     for image in details.test.shown:
@@ -62,17 +54,17 @@ def test_predictions_are_those_of_the_networks_in_the_folder(folder: Path, detai
             int(said["dense"][image.number]),
             int(said["pruned"][image.number]),
         )
-        encoded = write_report(folder).read_text().count(image.png)
+        encoded = write_report(digits_run).read_text().count(image.png)
         assert encoded == 1
 
 
-def test_widths_and_kept_channels_are_those_of_the_small_network(folder: Path, details: Details) -> None:
-    modules = dict(prunus.load(folder / "model.safetensors").named_modules())
+def test_widths_and_kept_channels_are_those_of_the_small_network(digits_run: Path, details: Details) -> None:
+    modules = dict(prunus.load(digits_run / "model.safetensors").named_modules())
     layers = [node for node in details.nodes if node.kind == "layer"]
     assert len(layers) == 10
     for node in layers:
         assert node.after == len(modules[node.name].weight), node.name  # type: ignore[arg-type]
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = json.loads((digits_run / "plan.json").read_text())
     assert {group.name: list(group.keep) for group in details.groups} == {
         group["name"]: group["keep"] for group in plan["groups"]
     }
@@ -149,8 +141,8 @@ def test_the_matrix_of_changes_says_what_got_better_and_worse() -> None:
     assert confusion_chart(TESTED.model_copy(update={"confusion": {}})) is None
 
 
-def test_a_page_shows_layers_scores_confusion_and_images(folder: Path, details: Details, open_page: Open) -> None:
-    page = open_page(write_report(folder), width=390, height=844, scheme="dark")
+def test_a_page_shows_layers_scores_confusion_and_images(digits_run: Path, details: Details, open_page: Open) -> None:
+    page = open_page(write_report(digits_run), width=390, height=844, scheme="dark")
     page.wait_for_selector("html[data-charts='5']")
     assert page.locator(".network li").count() == len(details.nodes)
     row = page.locator(".network li", has=page.locator("bdi:text-is('layer3.0.conv1')"))
@@ -175,13 +167,13 @@ def test_a_page_shows_layers_scores_confusion_and_images(folder: Path, details: 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_an_older_folder_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
-    for file in folder.iterdir():
+def test_an_older_folder_says_what_it_lacks(digits_run: Path, tmp_path: Path) -> None:
+    for file in digits_run.iterdir():
         if file.is_file() and file.name != "details.json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     page = write_report(tmp_path).read_text()
     assert "This folder has no details.json" in page and '<div class="network"' not in page
-    assert "This folder has no details.json" not in write_report(folder).read_text()
+    assert "This folder has no details.json" not in write_report(digits_run).read_text()
 
 
 @pytest.mark.parametrize(
@@ -197,16 +189,16 @@ def test_an_older_folder_says_what_it_lacks(folder: Path, tmp_path: Path) -> Non
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(
-    folder: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
+    digits_run: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
 ) -> None:
-    data = json.loads((folder / "details.json").read_text())
+    data = json.loads((digits_run / "details.json").read_text())
     change(data)
     (tmp_path / "details.json").write_text(json.dumps(data))
     with pytest.raises(FileFormatError, match=f"do not fit: .*{re.escape(message)}.*delete the file"):
         read_details(tmp_path / "details.json")
 
 
-def test_large_images_are_made_smaller(folder: Path) -> None:
+def test_large_images_are_made_smaller(digits_run: Path) -> None:
     from prunus.pipeline.details import _png
 
     image = Image.open(io.BytesIO(base64.b64decode(_png(torch.zeros(3, 300, 200, dtype=torch.uint8)))))

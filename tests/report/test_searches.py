@@ -37,6 +37,7 @@ def test_every_group_has_a_row_and_every_epoch_a_column() -> None:
     assert heat["text"][1][7] == "layer2.0.conv1<br>16 of 32 kept, 12 masked, 4 removed"
     assert (back["x"], back["y"]) == ([3], [1])
     assert chart["layout"]["yaxis"]["ticktext"] == ["conv1", "layer2.0.conv1"]
+    assert chart["layout"]["xaxis"]["tickvals"] == list(range(1, 9))
 
 
 def test_many_groups_stay_on_a_page_and_are_named_as_far_as_there_is_room() -> None:
@@ -48,6 +49,7 @@ def test_many_groups_stay_on_a_page_and_are_named_as_far_as_there_is_room() -> N
         assert chart and len(chart["data"]) == 1, "nothing came back"
         heights[count] = chart["height"]
         assert len(chart["layout"]["yaxis"]["ticktext"]) == (75 if count == 150 else count)
+        assert chart["layout"]["xaxis"]["tickvals"] == [1]
     assert heights[2] < heights[57] < heights[150] < 1600
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from prunus.report.folder import Width
 
 Stages = Mapping[str, Sequence[dict[str, Any]]]
+_FEW = 16  # epochs that are all numbered
 _SQUEEZED = 50  # how many times the lowest loss the highest is, until the curve would be flat for most epochs
 ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 """Where the legend of a chart lies whose lower part is full."""
@@ -25,6 +26,11 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
+def whole_steps(count: int) -> dict[str, Any]:
+    """Return what an axis of `count` numbers from 1 needs so that few of them have no fractions between them."""
+    return {"dtick": 1} if count <= _FEW else {}
+
+
 def accuracy_chart(stages: Stages) -> dict[str, Any] | None:
     """Draw training and validation accuracy, in %, over the epochs of all stages one after another; None without."""
     keys = (("val_accuracy", "validation", "solid"), ("train_accuracy", "training", "dot"))
@@ -37,7 +43,12 @@ def loss_chart(stages: Stages) -> dict[str, Any] | None:
     chart = _curves(stages, keys, 1.0, "loss", ".4f", {"y": 0.98, "yanchor": "top"})
     values = [value for trace in (chart or {"data": []})["data"] for value in trace["y"] if value is not None]
     if chart and values and min(values) > 0 and max(values) > _SQUEEZED * min(values):
-        chart["layout"]["yaxis"] |= {"type": "log", "title": {"text": "loss (logarithmic)"}, "nticks": 6}
+        chart["layout"]["yaxis"] |= {
+            "type": "log",
+            "title": {"text": "loss (logarithmic)"},
+            "nticks": 6,
+            "exponentformat": "power",
+        }
     return chart
 
 
@@ -151,7 +162,7 @@ def _curves(
             }
         )
     layout = {
-        "xaxis": {"title": {"text": "epoch"}, "rangemode": "nonnegative"},
+        "xaxis": {"title": {"text": "epoch"}, "rangemode": "nonnegative", **whole_steps(epoch)},
         "yaxis": {"title": {"text": title}},
         "shapes": bands,
         "annotations": notes,

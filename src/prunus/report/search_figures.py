@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prunus.report.figures import ABOVE, plain
+from prunus.report.figures import ABOVE, plain, whole_steps
 
 _ROW = 16  # pixels of a group in the chart of all groups, where there are few
 _NAMED_ROW = 11  # pixels that a name takes at least
 _PALEST = 50  # % kept that may be drawn as palest, where no group has less: else all would look alike
+_NUMBERED = 16  # epochs at most
 _TALLEST = 1400  # pixels that the groups get together, as long as every one still has a few
 
 
@@ -78,7 +79,7 @@ def search_chart(metrics: Sequence[dict[str, Any]], dense_macs: int) -> dict[str
     layout = {
         "barmode": "stack",
         "bargap": 0.2,
-        "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative"},
+        "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative", **whole_steps(len(rows))},
         "yaxis": {"title": {"text": "% of the dense network"}, "rangemode": "tozero"},
         "hovermode": "x unified",
         "legend": ABOVE,
@@ -114,14 +115,16 @@ def groups_chart(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "xgap": 1,
         "ygap": 1,
         "colorbar": {
-            "thickness": 10,
-            "outlinewidth": 0,
+            "title": {"text": "kept"},
             "ticksuffix": " %",
             "nticks": 5,
+            "thickness": 10,
+            "outlinewidth": 0,
             "len": 240,
             "lenmode": "pixels",
-        }
-        | {"y": 1, "yanchor": "top"},
+            "y": 1,
+            "yanchor": "top",
+        },
         "hovertemplate": "%{text}<extra></extra>",
     }
     marks = {
@@ -135,9 +138,14 @@ def groups_chart(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "showlegend": True,
     }
     layout = {
-        "xaxis": {"title": {"text": "epoch of the search"}, "showgrid": False, "nticks": 16, "tickformat": "d"},
+        "xaxis": {
+            "title": {"text": "epoch of the search"},
+            "showgrid": False,
+            "range": [epochs[0] - 0.5, epochs[-1] + 0.5],
+            "tickvals": epochs[:: 1 + (len(epochs) - 1) // _NUMBERED],
+        },
         "yaxis": {
-            "autorange": "reversed",
+            "range": [len(rows) - 0.5, -0.5],
             "showgrid": False,
             "tickvals": list(named),
             "ticktext": [plain(moved.names[row]) for row in named],

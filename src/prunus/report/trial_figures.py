@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunus.report import numbers
-from prunus.report.figures import ABOVE, plain
+from prunus.report.figures import ABOVE, plain, whole_steps
 from prunus.report.trials import Trial, WidthTrials
 
 _CHANGES = 4  # widths that are named of those that a trial changed
@@ -33,7 +33,8 @@ def trials_words(found: WidthTrials) -> str:
     count = len(found.trials)
     networks = f"{count} network{'s' if count > 1 else ''} within the budget{took}"
     return (
-        f"{networks}, each recalibrated and measured on held-out images. The global ranking, which is the first, has {first}; number {best + 1} has the least loss, and {last}"
+        f"{networks}, each recalibrated and measured on held-out images. The global ranking, which is the first, has "
+        f"{first}; number {best + 1} has the least loss, and {last}"
     )
 
 
@@ -77,7 +78,7 @@ def _drawn(found: WidthTrials, title: str, values: Sequence[float | None]) -> di
         points("start", starts, "diamond", "--ink"),
     ]
     layout = {
-        "xaxis": {"title": {"text": "network"}, "rangemode": "nonnegative", "tickformat": "d"},
+        "xaxis": {"title": {"text": "network"}, "rangemode": "nonnegative", **whole_steps(len(best))},
         "yaxis": {"title": {"text": title}},
         "hovermode": "closest",
         "legend": ABOVE,

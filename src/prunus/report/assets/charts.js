@@ -26,8 +26,8 @@
   const drawInto = (place, { data, layout }) => {
     const own = coloured(layout);
     if ("print" in root.dataset) {
-      own.width = place.clientWidth;
-      if (own.xaxis?.dtick === 1) delete own.xaxis.dtick; // there is no room for every name
+      Object.assign(own, { width: place.clientWidth, height: place.clientHeight });
+      if (own.xaxis?.type === "category") delete own.xaxis.dtick; // there is no room for every name
     }
     Plotly.react(place, coloured(data), {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -110,6 +110,7 @@
     delete root.dataset.print;
     for (const details of document.querySelectorAll("details")) details.open = details.dataset.was === "open";
     draw();
+    for (const place of document.querySelectorAll(".chart")) if (place.data && seen(place)) Plotly.Plots.resize(place);
   });
   window.prunusCharts = { drawInto };
   openTarget();
