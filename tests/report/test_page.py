@@ -146,6 +146,9 @@ def test_the_search_is_drawn_where_there_was_one(tmp_path: Path) -> None:
     assert (
         "Of 700 channels 9 came back at some time; the last epoch kept 420, 7 of which had been masked before." in page
     )
+    still = [row | {"returned_channels_ever": 0, "kept_once_masked": 0} for row in metrics((("search", 2),))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in still))
+    assert "None of the 700 channels came back; the last epoch kept 563." in write_report(run).read_text()
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics((("dense", 2),))))
     assert searched(run) is None
 

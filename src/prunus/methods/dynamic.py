@@ -175,7 +175,7 @@ class DynamicSearch:
         plan = self._chosen(whole, self.budget)
         once = self.kept_once_masked(plan.keep_array(self.graph))
         kept = self.graph.channel_count - plan.removed
-        note = f"{once} of the {kept} channels that stay had been masked during the search, and came back"
+        note = f"{once or 'none'} of the {kept} channels that stay had been masked during the search, and came back"
         noted = plan.model_copy(update={"notes": (*plan.notes, note)})
         removal = carry_out(whole, self.graph, noted, inputs, recover)
         return dataclasses.replace(removal, verifications=(*self.proofs, *removal.verifications))

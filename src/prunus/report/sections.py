@@ -69,6 +69,8 @@ def _searched(run: RunFolder) -> str:
     if not rows:
         return ""
     last = rows[-1]
+    if not last["returned_channels_ever"]:
+        return f"None of the {last['channels']} channels came back; the last epoch kept {last['kept_channels']}"
     return (
         f"Of {last['channels']} channels {last['returned_channels_ever']} came back at some time; the last epoch kept "
         f"{last['kept_channels']}, {last['kept_once_masked']} of which had been masked before"
