@@ -20,6 +20,7 @@ DENSE_KEYS = (
     "model",
     "data",
     "seed",
+    "split_seed",
     "epochs",
     "batch_size",
     "accumulate",
