@@ -92,7 +92,6 @@ def test_the_split_of_a_checkpoint_can_be_kept_under_another_seed(first: Path, t
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"finetune_epochs": "3"}, "--finetune-epochs 3 does nothing here: with --reinitialize"),
         ({"recover": "none"}, "--recover none does nothing here: with --reinitialize"),
         ({"schedule": "iterative"}, "--schedule iterative trains between its rounds"),
     ],

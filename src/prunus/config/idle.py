@@ -104,8 +104,9 @@ def _idle_recovery(config: RunConfig) -> list[str]:
 def _idle_beside_new_weights(config: RunConfig) -> list[str]:
     if not config.reinitialize:
         return []
-    reason = "with --reinitialize the small network gets new weights and --epochs epochs"
-    idle = [f"{given} does nothing here: {reason}" for given in _given(config, ("finetune_epochs", "recover"))]
+    # --finetune-epochs is not refused: recipes have it, and configurations that share one with other runs.
+    reason = "with --reinitialize the small network gets new weights"
+    idle = [f"{given} does nothing here: {reason}" for given in _given(config, ("recover",))]
     if config.schedule == "iterative":
         idle.append("--schedule iterative trains between its rounds, which --reinitialize does not: leave one out")
     return idle

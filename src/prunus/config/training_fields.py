@@ -151,7 +151,7 @@ class TrainingFields(BaseModel):
         False,
         "Training",
         "",
-        "Give the small network new weights after the removal and train it as the dense one was, for --epochs: "
+        "Give the small network new weights and, in place of the fine-tuning, the dense one's training, --epochs long: "
         "Scratch-E, the control that tells what the structure alone is worth.",
         "true",
     )
