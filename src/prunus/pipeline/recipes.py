@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from prunus.pipeline.run import Run
@@ -54,6 +55,11 @@ def finetune(run: Run, epochs: int) -> Recipe:
         ema=config.ema,
         **_shared(run),
     )
+
+
+def from_scratch(run: Run) -> Recipe:
+    """Make the recipe of the small network with new weights: that of the dense training, with a teacher if asked."""
+    return dataclasses.replace(dense(run), distill=run.config.distill, temperature=run.config.temperature)
 
 
 def _shared(run: Run) -> dict[str, Any]:
