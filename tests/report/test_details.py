@@ -163,7 +163,9 @@ def test_a_page_shows_layers_scores_confusion_and_images(digits_run: Path, detai
     pictures = page.locator(".images img")
     assert pictures.count() == len(details.test.shown)
     assert pictures.first.evaluate("image => image.naturalWidth") == 8
-    assert accessibility_faults(page) == []
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert accessibility_faults(page) == [], scheme
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 

@@ -80,6 +80,7 @@ def test_runs_without_a_fitting_record_have_no_such_chart(rows: list[dict[str, A
 def test_the_best_network_so_far_is_that_with_the_least_loss(tmp_path: Path) -> None:
     found = read_run(write_search(tmp_path / "run")).trials
     assert found and found.best == [0, 1, 2, 2, 4]
+    assert WidthTrials(trials=found.trials[:1] * 2).best == [0, 0], "among equals the earliest"
     accuracy, loss = trials_chart(found)["variants"]
     changed, best, starts = accuracy["data"]
     assert best["y"] == pytest.approx([70, 72, 71, 71, 75]), "the third has less loss, and a little less accuracy"
