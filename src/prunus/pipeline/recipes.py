@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from prunus.pipeline.run import Run
@@ -54,6 +55,19 @@ def finetune(run: Run, epochs: int) -> Recipe:
         ema=config.ema,
         **_shared(run),
     )
+
+
+def int8(run: Run) -> Recipe:
+    """Make the recipe of a training with 8-bit integers simulated: small steps, since little is to be learnt."""
+    config = run.config
+    recipe = finetune_recipe(
+        config.int8_epochs,
+        learning_rate=config.finetune_learning_rate / 10,
+        distill=config.distill,
+        temperature=config.temperature,
+        **_shared(run),
+    )
+    return dataclasses.replace(recipe, precision="float32")  # as the file has it between its integers
 
 
 def _shared(run: Run) -> dict[str, Any]:
