@@ -24,7 +24,7 @@ class Int8Fields(BaseModel):
         INT8_EPOCHS,
         "8-bit integers",
         "N",
-        "Epochs of that training, at most a tenth of the fine-tuning's rate, with the rounding simulated; 0 for none.",
+        "Epochs of that training, with the rounding simulated, at a 25th of the fine-tuning's rate; 0 for none.",
         "5",
         ge=0,
         le=100_000,

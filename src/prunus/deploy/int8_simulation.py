@@ -55,9 +55,9 @@ class Int8Simulation(nn.Module):
             graph_module = program.exported_program.module(check_guards=False)
         graph: Graph = graph_module.graph
         for node in [node for node in graph.nodes if node.op != "get_attr"]:
-            grid = scheme.activations.get(INPUT if node.op == "placeholder" else node.name)
-            if grid is not None:
-                _round_after(graph_module, node, grid)
+            name = INPUT if node.op == "placeholder" else node.name
+            if name in scheme.activations:
+                _round_after(graph_module, node, name, scheme.activations[name])
         self._names = _lift_tensors(graph)
         graph.set_codegen(CodeGen())  # plain tensors in and out
         self._graph = torch.fx.GraphModule(graph_module, graph)
@@ -127,8 +127,8 @@ def _stored(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _round_after(network: GraphModule, node: Node, grid: Grid) -> None:
-    name = f"{_GRID}{node.name}"
+def _round_after(network: GraphModule, node: Node, name: str, grid: Grid) -> None:
+    name = _GRID + name
     network.add_module(name, RoundActivation(grid))
     users = list(node.users)
     with network.graph.inserting_after(node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,18 +122,20 @@ def _trained(run: Run, first: _Candidate) -> _Candidate:
     lost = 100 * (_accuracy(run, first.network) - first.accuracy)
     run.say(f"int8       that is {lost:.2f} points less: training with 8 bits for {run.config.int8_epochs} epochs")
     network = copy.deepcopy(first.network)
-    run.train(first.quantized.simulation(network), recipes.int8(run), STAGE)
-    return _candidate(run, network)
+    simulation = first.quantized.simulation(network)
+    run.train(simulation, recipes.int8(run), STAGE)
+    # Weights have moved, and ranges with them: which are better, those of now or those that the training saw, differs.
+    anew, as_seen = _candidate(run, network), _candidate(run, network, simulation.grids)
+    return max(anew, as_seen, key=lambda found: found.accuracy)
 
 
-def _candidate(run: Run, network: nn.Module) -> _Candidate:
-    quantized = _quantized(run, network)
+def _candidate(run: Run, network: nn.Module, grids: Mapping[str, tuple[float, int]] | None = None) -> _Candidate:
+    quantized = _quantized(run, network, grids)
     return _Candidate(network, quantized, _accuracy(run, _InRuntime(quantized.open(torch.get_num_threads()))))
 
 
-def _quantized(run: Run, network: nn.Module) -> Quantized:
-    plan = plan_of(run)
-    return quantize(network, _info(run, network, plan), Samples(run.calibration()))
+def _quantized(run: Run, network: nn.Module, grids: Mapping[str, tuple[float, int]] | None = None) -> Quantized:
+    return quantize(network, _info(run, network, plan_of(run)), Samples(run.calibration()), grids)
 
 
 def _info(run: Run, network: nn.Module, plan: PruningPlan | None = None) -> FileInfo:

@@ -58,7 +58,7 @@ def quantized(
     options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": _last_operations(model)}
     if grids:
         options["TensorQuantOverrides"] = {
-            name: [{"scale": np.float32(scale), "zero_point": np.uint8(zero)}] for name, (scale, zero) in grids.items()
+            name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}] for name, (scale, zero) in grids.items()
         }
     size = None if captured.any_batch else 1
     with tempfile.TemporaryDirectory() as folder, quietly():
