@@ -113,9 +113,7 @@ def _fold(network: GraphModule, norm: Node, number: int) -> Fold | None:
     # New tensors under new names: another layer may read the old ones.
     owner = weight.rpartition(".")[0]
     new = (f"{owner}." if owner else "") + f"folded{number}"
-    fold = Fold(
-        f"{new}_weight", f"{new}_bias", weight, bias, gamma, beta, mean, variance, _number(eps), _groups(layer)
-    )
+    fold = Fold(f"{new}_weight", f"{new}_bias", weight, bias, gamma, beta, mean, variance, _number(eps), _groups(layer))
     values = {name: _value(network, name) for name in fold.sources}
     computed = fold.tensors({name: value.double() for name, value in values.items()})
     with network.graph.inserting_before(layer):

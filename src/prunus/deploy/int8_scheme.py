@@ -45,7 +45,7 @@ def read_scheme(model: Any) -> Int8Scheme:
             activations[node.input[0]] = Grid(float(number(node.input[1])), int(number(node.input[2])))
         elif node.op_type == "DequantizeLinear" and node.input[0] in constants:
             weight, scale = (constants[name] for name in node.input[:2])
-            if weight.data_type == TensorProto.INT8:  # biases are int32: nothing is lost there
+            if weight.data_type == TensorProto.INT8:  # biases are int32, and lose a thousandth of a step
                 axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
                 weights[weight.name.removesuffix(_QUANTIZED)] = axes[0] if scale.dims and axes else None
     return Int8Scheme(activations, weights)

@@ -7,8 +7,6 @@ given, with its BatchNorm's statistics as they are, and any exporter takes it af
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from torch.fx.graph import CodeGen
 
 from prunus.deploy.capturing import Captured, quietly
-from prunus.deploy.folding import Fold
 from prunus.deploy.formats.onnx import INPUT
 from prunus.deploy.int8_scheme import Grid, Int8Scheme
 

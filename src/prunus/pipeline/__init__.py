@@ -1,4 +1,4 @@
-"""The main job: train → (train sparsely) → find redundant channels → remove → verify → fine-tune (→ 8-bit integers) → measure → report.
+"""The main job: train → (train sparsely) → find redundant channels → remove → verify → fine-tune → (8 bits) → report.
 
 Every stage leaves its output file, whole or not at all, so the same command goes on where the last one stopped.
 """

@@ -14,7 +14,7 @@ from prunus.cost import count_cost
 from prunus.deploy import FileInfo, Int8Simulation, Quantized, Runner, Samples, open_exported, quantize, save
 from prunus.deploy.comparing import random_samples
 from prunus.deploy.header import encode_plan
-from prunus.errors import ModelError
+from prunus.errors import ModelError, TrainingError
 from prunus.files import atomic_write_bytes, atomic_write_json, read_json
 from prunus.pipeline import recipes
 from prunus.pipeline.run import Run
@@ -80,9 +80,13 @@ def obtain_int8(run: Run, small: nn.Module) -> None:
     run.say(f"int8       {first.accuracy:.2%} of the held-out images are named right, {whole:.2%} in float32")
     best, second = first, None
     if whole - first.accuracy > ACCEPTED_LOSS and run.config.int8_epochs:
-        second = _trained(run, first)
-        best = max(first, second, key=lambda found: found.accuracy)
-        run.say(f"int8       {second.accuracy:.2%} after the training")
+        try:
+            second = _trained(run, first)
+        except TrainingError as error:
+            run.say(f"int8       the training failed, and the file stays as it was: {error}")
+        else:
+            run.say(f"int8       {second.accuracy:.2%} after the training")
+            best = max(first, second, key=lambda found: found.accuracy)
     if best is second:
         save(best.network, run.folder.int8_network, plan=plan_of(run), **run.identity)
     atomic_write_bytes(run.folder.int8, best.quantized.content)

@@ -100,7 +100,8 @@ class Run:
         """
         if self.team.size > 1:
             simulated = isinstance(model, Int8Simulation)
-            save(model.network if simulated else model, self.folder.shared, **self.identity)
+            network = model.network if isinstance(model, Int8Simulation) else model
+            save(network, self.folder.shared, **self.identity)
             kind = type(hook).__name__ if hook else None
             self.team.tell({"recipe": dataclasses.asdict(recipe), "stage": stage, "hook": kind, "int8": simulated})
 

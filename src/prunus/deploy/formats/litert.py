@@ -52,9 +52,7 @@ def write_int8(captured: Captured, path: Path, info: FileInfo, calibration: Samp
     return _convert(captured, path, info, calibration)
 
 
-def _convert(
-    captured: Captured, path: Path, info: FileInfo, calibration: Samples | None = None
-) -> tuple[Path, ...]:
+def _convert(captured: Captured, path: Path, info: FileInfo, calibration: Samples | None = None) -> tuple[Path, ...]:
     python = _python()
     with tempfile.TemporaryDirectory() as folder:
         graph, converted = Path(folder) / "graph.pt2", Path(folder) / "model.tflite"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,11 @@ def quantized(
     options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": _last_operations(model)}
     if grids:
         options["TensorQuantOverrides"] = {
-            name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}] for name, (scale, zero) in grids.items()
+            name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}]
+            for name, (scale, zero) in grids.items()
         }
     size = None if captured.any_batch else 1
-    with tempfile.TemporaryDirectory() as folder, quietly():
+    with tempfile.TemporaryDirectory() as folder, quietly(), _unlogged():
         target = Path(folder) / "int8.onnx"
         try:
             quantize_static(
@@ -88,6 +91,17 @@ def encode(program: Any, model: Any, captured: Captured, info: FileInfo) -> byte
     onnx.helper.set_model_props(model, {INFO_KEY: info.encode()})
     content: bytes = slim(model).SerializeToString()
     return content
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep from the user what ONNX Runtime logs, under no name of its own, of weights that have no axis of channels."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @dataclass(frozen=True)
