@@ -25,7 +25,7 @@ from prunus.errors import ConfigError
 from prunus.files import atomic_write_json, read_json
 from prunus.graph.channels import ChannelGraph
 from prunus.methods import Choice, DynamicSearch, carry_out
-from prunus.models.initialise import he_initialise
+from prunus.models.initialise import reinitialise
 from prunus.pipeline.environment import commit
 from prunus.plan import PruningPlan
 from prunus.training import Hook, Recipe, dense_recipe, evaluate, finetune_recipe, fit
@@ -161,10 +161,7 @@ class Run:
         if method.kind == "scratch":
             torch.manual_seed(self.cell.seed)
             fresh = removal.model
-            for module in fresh.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.reset_running_stats()
-            he_initialise(fresh)
+            reinitialise(fresh)
             return fresh, {"verified": error}
         small = self._recovered(self.dense, removal.model, (graph, removal.plan))
         if method.kind == "dynamic":

@@ -63,7 +63,8 @@ ALLOWED: dict[str, set[str]] = {
         "inspecting",
         "inspection",
     },
-    "sweep": BASE | {"config", "report", "models", "criteria"},  # starts runs as processes, and reads their folders
+    "sweep": BASE
+    | {"config", "data", "report", "models", "criteria"},  # starts runs as processes, and reads their folders
     "cli": BASE | {"config", "pipeline", "report", "checking", "inspecting", "inspection", "doctor", "models", "sweep"},
     "__main__": {"cli"},
 }

@@ -45,6 +45,7 @@ def check_command(line: str) -> None:
 
 def check_prunus(words: Sequence[str]) -> None:
     """Parse a command line of Prunus with its flags and values; where settings can be judged, they are."""
+    words = [str(ROOT / word) if word.startswith("reproduce/") else word for word in words]  # typed in a checkout
     judging = {"compress": "--print-config", "sweep": "--dry-run"}.get(words[0])
     if judging:
         result = CliRunner().invoke(app, [*(word for word in words if word != judging), judging])

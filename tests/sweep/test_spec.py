@@ -28,6 +28,7 @@ AFTER_THE_DENSE = {
     "finetune_learning_rate",
     "distill",
     "temperature",
+    "reinitialize",
 }
 
 

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from prunus.sweep.scheduler import Tell, What
     from prunus.sweep.states import State
 
-_COLOURS = {"done": "green", "failed": "bold red", "again": "yellow", "busy": "yellow"}
+_COLOURS = {"done": "green", "failed": "bold red", "again": "yellow", "busy": "yellow", "no data": "yellow"}
 _WORDS = {
     "done": "done",
     "failed": "failed",
     "again": "failed, will be tried again",
+    "no data": "left out",
     "busy": "is still worked on by a process of an earlier sweep; looked at again later",
 }
 
@@ -98,9 +99,7 @@ def _carry_out(plan: Sweep, talk: Talk, max_minutes: float | None) -> Sequence[R
 
 def _list(plan: Sweep, talk: Talk, json: bool) -> None:
     """Say what would run."""
-    from prunus.sweep.cells import SweepFolder
-
-    folder = SweepFolder(plan.folder)
+    folder = plan.files
     if json:
         from json import dumps
 
@@ -167,7 +166,9 @@ def _line(what: What, job: Job, state: State) -> Text:
     from prunus.report.numbers import duration
 
     took = f"  {duration(state.seconds)}" if what == "done" else ""
-    why = f": {state.error[0].removeprefix('error: ')}" if what in {"failed", "again"} and state.error else ""
+    why = (
+        f": {state.error[0].removeprefix('error: ')}" if what in {"failed", "again", "no data"} and state.error else ""
+    )
     return Text.assemble((f"{_WORDS[what]}", _COLOURS[what]), f"  {job.name}{took}{why}")
 
 

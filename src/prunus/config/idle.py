@@ -76,18 +76,19 @@ def idle_options(config: RunConfig) -> list[str]:
             idle.append("--normalize latency does nothing here: it is measured with --latency; type --normalize cost")
         if config.round_to == "auto":
             idle.append("--round-to auto does nothing here: it is measured with --latency; type --round-to 8")
-    return idle + _idle_recovery(config)
+    return idle + _idle_recovery(config) + _idle_beside_new_weights(config)
 
 
 def _idle_recovery(config: RunConfig) -> list[str]:
     looked_at = (
-        (config.recover, config.criterion) != ("none", None)
+        bool(config.recovery_steps)
+        or config.criterion is not None
         or config.degree == "activation"
         or config.calibrate_options
         or config.allocation == "search"
         or config.int8
     )
-    trained = config.finetune_epochs > 0
+    trained = config.finetune_epochs > 0 or config.reinitialize
     needs = {
         "distill": (trained, "it is for the training after the removal, and --finetune-epochs is 0"),
         "temperature": (config.distill > 0, "it is for --distill, which is 0"),
@@ -100,6 +101,17 @@ def _idle_recovery(config: RunConfig) -> list[str]:
         for key, (there, reason) in needs.items()
         if not there and getattr(config, key) != type(config).model_fields[key].default
     ]
+
+
+def _idle_beside_new_weights(config: RunConfig) -> list[str]:
+    if not config.reinitialize:
+        return []
+    # --finetune-epochs is not refused: recipes have it, and configurations that share one with other runs.
+    reason = "with --reinitialize the small network gets new weights"
+    idle = [f"{given} does nothing here: {reason}" for given in _given(config, ("recover",))]
+    if config.schedule == "iterative":
+        idle.append("--schedule iterative trains between its rounds, which --reinitialize does not: leave one out")
+    return idle
 
 
 def _given(config: RunConfig, keys: tuple[str, ...]) -> list[str]:

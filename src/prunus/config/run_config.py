@@ -90,8 +90,8 @@ class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, Budget
 
     @property
     def recovery_steps(self) -> tuple[str, ...]:
-        """The steps of `recover`, in their order."""
-        return () if self.recover == "none" else tuple(self.recover.split(","))
+        """The steps of `recover`, in their order; none where the small network gets new weights."""
+        return () if self.recover == "none" or self.reinitialize else tuple(self.recover.split(","))
 
     def to_yaml(self) -> str:
         """Write the configuration as config.yaml, which `load_config` reads back equal."""

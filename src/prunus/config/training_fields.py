@@ -147,3 +147,20 @@ class TrainingFields(BaseModel):
         ge=0,
         lt=1,
     )
+    reinitialize: bool = flag(
+        False,
+        "Training",
+        "",
+        "Give the small network new weights and, in place of the fine-tuning, the dense one's training, --epochs long: "
+        "Scratch-E, the control that tells what the structure alone is worth.",
+        "true",
+    )
+    split_seed: Whole | None = flag(
+        None,
+        "Training",
+        "N",
+        "Seed of which images --validation holds out; give that of the run a --checkpoint is from. [default: --seed]",
+        "0",
+        ge=0,
+        le=2**63 - 1,
+    )

@@ -46,6 +46,20 @@ def find_or_download(spec: str, cache_dir: Path, *, progress: bool = True) -> Pa
     Raises:
         DataError: an archive has the wrong checksum, or there is none and no network to get it by.
     """
+    found = find_official(spec, cache_dir)
+    if found is not None:
+        return found
+    official = OFFICIAL[spec][0]
+    download(BASE_URL + official.file, cache_dir / official.file, official.md5, progress=progress)
+    return cache_dir / official.file
+
+
+def find_official(spec: str, cache_dir: Path) -> Path | None:
+    """Give the path of an official archive, or of its unpacked folder, in `cache_dir` or here; None without one.
+
+    Raises:
+        DataError: an archive has the wrong checksum.
+    """
     for folder in (cache_dir, Path.cwd()):
         for official in OFFICIAL[spec]:
             archive = folder / official.file
@@ -54,9 +68,7 @@ def find_or_download(spec: str, cache_dir: Path, *, progress: bool = True) -> Pa
                 return archive
             if (folder / official.folder).is_dir():
                 return folder / official.folder
-    official = OFFICIAL[spec][0]
-    download(BASE_URL + official.file, cache_dir / official.file, official.md5, progress=progress)
-    return cache_dir / official.file
+    return None
 
 
 def download(url: str, target: Path, md5: str, *, progress: bool = True) -> None:

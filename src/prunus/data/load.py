@@ -12,7 +12,7 @@ from prunus.data.cache import cached, default_cache_dir
 from prunus.data.cifar import LAYOUTS, Layout, cifar_layout, read_cifar
 from prunus.data.dataset import ImageData
 from prunus.data.digits import load_digits
-from prunus.data.download import OFFICIAL, find_or_download
+from prunus.data.download import OFFICIAL, find_official, find_or_download
 from prunus.data.folder import LAYOUT, is_image, read_image_folder
 from prunus.data.members import Member, archive_members, folder_members
 from prunus.data.room import Room, half_of_the_memory
@@ -56,6 +56,20 @@ def load_data(
         return _read(path, Room(memory_bytes, cache_dir), skip_bad_images, progress)
 
     return cached(path, cache_dir, build, skip_bad_images=skip_bad_images, memory_bytes=memory_bytes)
+
+
+def find_data(spec: str | Path, cache_dir: Path | None = None) -> str | Path | None:
+    """Say where a data set is that can be used without a download: "digits", or a path; None where there is none.
+
+    Raises:
+        DataError: an official archive has the wrong checksum.
+    """
+    if spec == "digits":
+        return "digits"
+    if isinstance(spec, str) and spec in OFFICIAL:
+        return find_official(spec, cache_dir or default_cache_dir())
+    path = Path(spec).expanduser()
+    return path if path.exists() else None
 
 
 def _existing(spec: str | Path) -> Path:

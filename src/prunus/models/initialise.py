@@ -5,6 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 
+def reinitialise(model: nn.Module) -> None:
+    """Draw new weights as `he_initialise` does, and forget what BatchNorm has seen."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_running_stats()
+    he_initialise(model)
+
+
 def he_initialise(model: nn.Module) -> None:
     """Draw convolutions from He's normal distribution and the classifier from one of unit gain.
 

@@ -7,12 +7,14 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunus.cost import count_cost
 from prunus.deploy import Latency, load, measure_latency, processor_name, save
 from prunus.errors import BudgetError
 from prunus.files import atomic_write_json
+from prunus.models.initialise import reinitialise
 from prunus.pipeline import recipes
 from prunus.pipeline.details import write_details
 from prunus.pipeline.environment import commit
@@ -37,7 +39,12 @@ def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
         epochs = run.config.finetune_epochs
         if run.config.schedule == "iterative":
             _, epochs = rounds_epochs(epochs, run.config.rounds)
-        if epochs:
+        if run.config.reinitialize:
+            run.say(f"fine-tune  none: new weights, trained for {run.config.epochs} epochs")
+            torch.manual_seed(run.config.seed)
+            reinitialise(small)
+            run.train(small, recipes.from_scratch(run), "finetune")
+        elif epochs:
             run.say(f"fine-tune  for {epochs} epochs")
             run.train(small, recipes.finetune(run, epochs), "finetune")
         save(small, run.folder.model, plan=plan_of(run), **run.identity)

@@ -163,9 +163,9 @@ def prepare(
     stopping: Stopping,
     team: Team = ALONE,
 ) -> Run:
-    """Load the data and hold part of it out; the seed decides which."""
+    """Load the data and hold part of it out; the seed, or the split's own, decides which."""
     data = load_images(config)
-    split = data.split(config.validation, config.seed)
+    split = data.split(config.validation, config.seed if config.split_seed is None else config.split_seed)
     run = Run(config, folder, device, data, split, console, stopping, team)
     skipped = f", {data.skipped} skipped" if data.skipped else ""
     run.say(

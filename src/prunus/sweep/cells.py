@@ -20,6 +20,7 @@ DENSE_KEYS = (
     "model",
     "data",
     "seed",
+    "split_seed",
     "epochs",
     "batch_size",
     "accumulate",
@@ -39,6 +40,9 @@ DENSE_KEYS = (
     "skip_bad_images",
 )
 """What decides the dense training, beside where it runs: cells that agree in these start from one dense network."""
+
+DENSE_FILES = ("metrics.jsonl", "dense.safetensors")
+"""What a dense training leaves, in the order in which a run writes it."""
 
 _WHOLE = {"macs": 1.0}  # a configuration needs a budget, and the dense network is all of it
 _NAME_LENGTH = 80  # characters, before the hash: folders have names of 255 bytes at most
@@ -63,9 +67,15 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Where everything of a sweep lies."""
+    """Where everything of a sweep lies.
+
+    Attributes:
+        path: the sweep's own folder, with all that its runs left.
+        kept: where the results of finished cells, and the dense networks they start from, outlive that folder.
+    """
 
     path: Path
+    kept: Path | None = None
 
     def run(self, kind: str, name: str) -> Path:
         """Say where the run folder of a job is."""
@@ -99,11 +109,26 @@ class SweepFolder:
         return self.path / "optuna.log"
 
     def is_done(self, job: Job) -> bool:
-        """Say whether a job has left what it is for, whatever its state says."""
+        """Say whether a job has left what it is for, here or among what is kept, whatever its state says."""
+        return self.is_here(job) or self.is_kept(job)
+
+    def is_kept(self, job: Job) -> bool:
+        """Say whether what a job is for lies in the folder that outlives this one."""
+        return self.kept is not None and all((self.kept / name).is_file() for name in kept_files(job))
+
+    def is_here(self, job: Job) -> bool:
+        """Say whether the run folder of a job has what it is for."""
         folder = self.run(job.kind, job.name)
         if job.kind == "dense":
             return (folder / "dense.safetensors").is_file()
         return (folder / "summary.json").is_file() and (folder / "report.html").is_file()
+
+
+def kept_files(job: Job) -> tuple[str, ...]:
+    """Name the files that are kept of a finished job: a cell's figures, or a dense network and how it was trained."""
+    if job.kind == "cell":
+        return (f"{job.name}.json",)
+    return (f"dense/{job.name}.jsonl", f"dense/{job.name}.safetensors")
 
 
 def make_cell(config: RunConfig, varied: Mapping[str, Any]) -> Job:
@@ -140,12 +165,18 @@ def prepare(job: Job, folder: SweepFolder) -> None:
         atomic_write_text(place / "config.yaml", job.config.to_yaml())
     if job.needs is None or (place / "dense.safetensors").exists():
         return
-    source = folder.run("dense", job.needs)
-    for name in ("metrics.jsonl", "dense.safetensors"):  # in the order in which a run writes them
-        _share(source / name, place / name)
+    for source, name in zip(_dense_files(folder, dense_job(job)), DENSE_FILES, strict=True):
+        share(source, place / name)
 
 
-def _share(source: Path, target: Path) -> None:
+def _dense_files(folder: SweepFolder, dense: Job) -> tuple[Path, ...]:
+    """Say where the metrics and the dense network are that cells start from: what is kept comes first."""
+    if folder.kept is not None and folder.is_kept(dense):
+        return tuple(folder.kept / name for name in kept_files(dense))
+    return tuple(folder.run("dense", dense.name) / name for name in DENSE_FILES)
+
+
+def share(source: Path, target: Path) -> None:
     """Link a file, or copy it where that cannot be; files of a run are replaced, never changed in place."""
     part = target.with_name(f".{target.name}.{'0' * 8}.tmp")
     try:

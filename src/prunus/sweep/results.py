@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prunus.errors import FileFormatError
-from prunus.files import atomic_write_json
+from prunus.files import atomic_write_json, read_json
 from prunus.report import RunFolder, read_run
-from prunus.sweep.cells import Job, SweepFolder
+from prunus.sweep.cells import Job, SweepFolder, kept_files
 from prunus.sweep.states import State, read_state
 
 COSTS = ("macs", "size_bytes")
@@ -22,7 +22,7 @@ class Row(BaseModel):
 
     Attributes:
         settings: what tells it from the others.
-        run: its run folder.
+        run: its run folder; None where that is gone and only its result was kept.
         held_out_accuracy: on the held-out images at the end, in [0, 1]: what cells are chosen by.
         test_accuracy: on the test images; decides nothing.
         front: the costs in whose front it is: no other cell is as accurate for less, or more so for as much.
@@ -32,7 +32,7 @@ class Row(BaseModel):
 
     name: str
     settings: dict[str, Any]
-    run: str
+    run: str | None = None
     status: str
     attempts: int
     seconds: float
@@ -48,7 +48,7 @@ class Row(BaseModel):
 
 def read_rows(folder: SweepFolder, cells: Sequence[Job]) -> list[Row]:
     """Read the cells' run folders and states, and find the fronts."""
-    rows = [_row(folder, cell) for cell in cells]
+    rows = [row_of(folder, cell) for cell in cells]
     fronts = {cost: _front(rows, cost) for cost in COSTS}
     return [row.model_copy(update={"front": tuple(cost for cost in COSTS if row.name in fronts[cost])}) for row in rows]
 
@@ -73,8 +73,15 @@ def held_out_accuracy(run: RunFolder) -> float | None:
     return run.summary.recovery[-1].val_accuracy if run.summary.recovery else None
 
 
-def _row(folder: SweepFolder, cell: Job) -> Row:
+def row_of(folder: SweepFolder, cell: Job) -> Row:
+    """Read a cell's run folder and state, or what is kept of it.
+
+    Raises:
+        FileFormatError: what is kept is no result of a cell.
+    """
     place = folder.run(cell.kind, cell.name)
+    if folder.is_kept(cell) and not folder.is_here(cell):
+        return _kept_row(folder, cell)
     try:
         state = read_state(folder.state(cell.name))
     except FileFormatError:
@@ -88,7 +95,7 @@ def _row(folder: SweepFolder, cell: Job) -> Row:
         "seconds": state.seconds,
         "error": state.error,
     }
-    if not folder.is_done(cell):
+    if not folder.is_here(cell):
         return Row.model_validate(known)
     run = read_run(place)
     small = run.summary.pruned
@@ -103,6 +110,18 @@ def _row(folder: SweepFolder, cell: Job) -> Row:
         "latency_ms": small.latency_ms,
     }
     return Row.model_validate(known | figures)
+
+
+def _kept_row(folder: SweepFolder, cell: Job) -> Row:
+    (name,) = kept_files(cell)
+    path = (folder.kept or folder.path) / name
+    found: Any = read_json(path, "result of a cell")
+    try:
+        return Row.model_validate({**found["row"], "settings": dict(cell.varied)})
+    except (KeyError, TypeError, ValidationError):
+        raise FileFormatError(
+            f"{path} is not the result of a cell; delete it, and the same command runs the cell again"
+        ) from None
 
 
 def _front(rows: Sequence[Row], cost: str) -> list[str]:

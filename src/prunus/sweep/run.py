@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunus.config import RunConfig
+from prunus.data.load import find_data
 from prunus.files import atomic_write_text
 from prunus.report.front import render_front
 from prunus.stopping import Stopping
 from prunus.sweep.cells import Job, SweepFolder
 from prunus.sweep.executors import Executor, LocalExecutor
+from prunus.sweep.keeping import keep
 from prunus.sweep.results import Row, read_rows, write_results
-from prunus.sweep.scheduler import Scheduler, Tell
+from prunus.sweep.scheduler import Scheduler, Tell, What
 from prunus.sweep.search import Search
 from prunus.sweep.spec import Sweep, threads_each
-from prunus.sweep.states import only_sweep
+from prunus.sweep.states import State, only_sweep, write_state
 
 
 def run_sweep(sweep: Sweep, tell: Tell, *, max_minutes: float | None = None) -> list[Row]:
@@ -27,19 +30,28 @@ def run_sweep(sweep: Sweep, tell: Tell, *, max_minutes: float | None = None) -> 
 
     Raises:
         Stopped: it was asked to end, or the time is over, before all was done; the same call goes on.
-        RunError: another sweep works in the folder.
+        RunError: another sweep works in the folder, or what is to be kept cannot be written.
     """
-    folder = SweepFolder(sweep.folder)
+    folder = sweep.files
+
+    def kept(what: What, job: Job, state: State) -> None:
+        if what in {"there", "done"}:
+            keep(folder, job)
+        tell(what, job, state)
+
     with Stopping(max_minutes) as stopping, only_sweep(folder.path):
         search = None if sweep.search is None else Search(folder, sweep.base, sweep.search)
         finished = False
         try:
             with _executor(sweep) as executor, stopping.postponed():
-                scheduler = Scheduler(folder, executor, sweep.retries, tell, lambda job: _arguments(sweep, job))
+                scheduler = Scheduler(folder, executor, sweep.retries, kept, lambda job: _arguments(sweep, job))
                 if search is not None:
                     scheduler.more, scheduler.settled = search.more, search.settled
                 for cell in sweep.cells if search is None else search.cells:
-                    scheduler.add(cell)
+                    if sweep.skip_missing_data and not (folder.is_done(cell) or is_here(cell.config)):
+                        leave_out(folder, cell, tell)
+                    else:
+                        scheduler.add(cell)
                 finished = scheduler.run(stopping)
                 if not finished:
                     stopping.check()
@@ -50,12 +62,24 @@ def run_sweep(sweep: Sweep, tell: Tell, *, max_minutes: float | None = None) -> 
 
 def write_down(sweep: Sweep, cells: Sequence[Job], finished: bool) -> list[Row]:
     """Write what is there so far: sweep.json and the page."""
-    folder = SweepFolder(sweep.folder)
+    folder = sweep.files
     rows = read_rows(folder, cells)
     results = write_results(folder, rows, finished=finished)
     title = f"{sweep.base.get('model', 'networks')} on {Path(str(sweep.base.get('data', 'several data sets'))).name}"
     atomic_write_text(folder.page, render_front(title, results["cells"], results["front"]))
     return rows
+
+
+def is_here(config: RunConfig) -> bool:
+    """Say whether a cell's data set is on this machine; nothing is downloaded."""
+    return find_data(config.data, config.cache_dir) is not None
+
+
+def leave_out(folder: SweepFolder, cell: Job, tell: Tell) -> None:
+    """Write down that a cell waits for its data set."""
+    state = State(status="no data", error=(f"the data set {cell.config.data} is not here",))
+    write_state(folder.state(cell.name), state)
+    tell("no data", cell, state)
 
 
 def _executor(sweep: Sweep) -> Executor:

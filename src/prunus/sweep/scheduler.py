@@ -18,7 +18,7 @@ from prunus.sweep.states import State, read_state, write_state
 _LOOK_AGAIN = 0.1  # seconds
 _BUSY_AGAIN = 2.0  # seconds until a job is tried again that another process works on
 
-What = Literal["there", "started", "done", "failed", "again", "busy", "stopped"]
+What = Literal["there", "started", "done", "failed", "again", "busy", "stopped", "no data"]
 Tell = Callable[[What, Job, State], None]
 
 

@@ -19,7 +19,7 @@ from prunus.config.plain_yaml import read_mapping
 from prunus.criteria import get_criterion
 from prunus.errors import ConfigError
 from prunus.models import MODELS
-from prunus.sweep.cells import Job, make_cell
+from prunus.sweep.cells import Job, SweepFolder, make_cell
 from prunus.sweep.space import SearchPlan, read_search
 
 ExecutorName = Literal["local", "ray"]
@@ -44,6 +44,10 @@ class SweepFile(BaseModel):
     devices: list[str] = flag([], "", "", "Devices that cells are spread over.", "[cuda:0, cuda:1]")
     retries: Whole = flag(1, "", "", "Further tries of a cell that failed.", "1", ge=0, le=100)
     out: Path | None = flag(None, "", "", "The sweep's folder.", "runs/sweep")
+    keep: Path | None = flag(
+        None, "", "", "Folder that the results of finished cells are copied into; what is in it is done.", "results"
+    )
+    skip_missing_data: bool = flag(False, "", "", "Leave out cells whose data set is not here.", "true")
     ray: dict[str, Any] = flag({}, "", "", "What a cell asks of Ray.", "{gpus: 0.25}")
 
 
@@ -76,6 +80,13 @@ class Sweep:
     devices: tuple[str, ...]
     retries: int
     ray: RayOptions
+    keep: Path | None = None
+    skip_missing_data: bool = False
+
+    @property
+    def files(self) -> SweepFolder:
+        """Where everything of it lies."""
+        return SweepFolder(self.folder, self.keep)
 
     @property
     def total(self) -> int:
@@ -106,8 +117,19 @@ def load_sweep(path: Path, flags: Mapping[str, object] | None = None) -> Sweep:
     ray = _ray(file, str(path), problems)
     if problems:
         raise ConfigError(_as_list(path, list(dict.fromkeys(problems))))
-    folder = file.out or Path("runs") / path.stem
-    return Sweep(folder, file.base, cells, search, file.executor, file.jobs, tuple(file.devices), file.retries, ray)
+    return Sweep(
+        folder=file.out or Path("runs") / path.stem,
+        base=file.base,
+        cells=cells,
+        search=search,
+        executor=file.executor,
+        jobs=file.jobs,
+        devices=tuple(file.devices),
+        retries=file.retries,
+        ray=ray,
+        keep=file.keep,
+        skip_missing_data=file.skip_missing_data,
+    )
 
 
 def threads_each(jobs: int) -> int:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prunus.errors import FileFormatError, RunError
 from prunus.files import atomic_write_json, read_json
 
-Status = Literal["pending", "running", "done", "failed"]
+Status = Literal["pending", "running", "done", "failed", "no data"]
 
 
 class State(BaseModel):

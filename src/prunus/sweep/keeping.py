@@ -1,0 +1,41 @@
+"""What outlives a sweep's folder: a small file for each finished cell, and the dense networks that cells start from."""
+
+from __future__ import annotations
+
+from prunus.config import MAY_CHANGE
+from prunus.errors import RunError
+from prunus.files import atomic_write_json
+from prunus.report import read_run
+from prunus.sweep.cells import DENSE_FILES, Job, SweepFolder, kept_files, share
+from prunus.sweep.results import row_of
+
+
+def keep(folder: SweepFolder, job: Job) -> None:
+    """Copy what a finished job is for into the folder that is kept, where there is one and it is not there yet.
+
+    A cell's file has its row of the table, its whole configuration, and the summary of its run.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    if folder.kept is None or folder.is_kept(job) or not folder.is_here(job):
+        return
+    place, targets = folder.run(job.kind, job.name), [folder.kept / name for name in kept_files(job)]
+    try:
+        targets[0].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {targets[0].parent}: {error.strerror or error}") from error
+    if job.kind == "dense":
+        for name, target in zip(DENSE_FILES, targets, strict=True):
+            share(place / name, target)
+        return
+    row = row_of(folder, job).model_dump(mode="json", exclude={"run", "front"})
+    found = {
+        "row": row,
+        "config": job.config.model_dump(mode="json", exclude=set(MAY_CHANGE)),
+        "summary": read_run(place).summary.model_dump(mode="json"),
+    }
+    try:
+        atomic_write_json(targets[0], found)
+    except OSError as error:
+        raise RunError(f"cannot write {targets[0]}: {error.strerror or error}") from error
