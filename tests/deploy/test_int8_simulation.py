@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -99,7 +100,8 @@ def test_gradients_pass_through_the_rounding(network: nn.Module) -> None:
         torch.autograd.backward(loss)
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.97 * losses[0]
+    chance = math.log(5)
+    assert losses[-1] - chance < 0.6 * (losses[0] - chance)
     assert all(not torch.equal(a, b) for a, b in zip(trained.parameters(), network.parameters(), strict=True))
 
 
