@@ -13,7 +13,13 @@ _SQUEEZED = 50  # how many times the lowest loss the highest is, until the curve
 ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 """Where the legend of a chart lies whose lower part is full."""
 
-STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
+STAGE_NAMES = {
+    "dense": "dense training",
+    "sparse": "sparse training",
+    "search": "search",
+    "finetune": "fine-tuning",
+    "int8": "8-bit training",
+}
 
 
 def stage_name(stage: str) -> str:
