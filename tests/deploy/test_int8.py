@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import prunus
 from prunus.cli import app
 from prunus.deploy import FORMATS, Exported, Samples, open_exported
 from prunus.deploy.comparing import random_samples
+from prunus.deploy.formats import litert
 from prunus.deploy.formats.onnx_int8 import slim
 from prunus.errors import ConfigError, VerificationError
 
@@ -167,11 +169,16 @@ def test_without_training_images_it_is_said(tmp_path: Path) -> None:
 NETWORKS = ("resnet20", "vgg16_bn", "mobilenetv2_half", "shufflenetv2", "densenet40")
 
 
+RESNET8 = (("executorch", "resnet8"), ("litert", "resnet8"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("wanted", "name"), [*(("onnx", name) for name in NETWORKS), ("executorch", "resnet8")])
+@pytest.mark.parametrize(("wanted", "name"), [*(("onnx", name) for name in NETWORKS), *RESNET8])
 def test_every_kind_of_network_is_quantised(wanted: str, name: str, tmp_path: Path) -> None:
     for module in FORMATS[wanted].writing:
         pytest.importorskip(module)
+    if wanted == "litert" and not os.environ.get(litert.PYTHON):
+        pytest.skip(f"needs litert-torch, by {litert.PYTHON}")
     samples, seen = random_samples((3, 32, 32), 200), Samples(random_samples((3, 32, 32), 400).images[200:])
     whole, small = prunus.export(
         pruned(name), tmp_path, [wanted], input_shape=(3, 32, 32), samples=samples, int8=True, calibration=seen

@@ -86,6 +86,7 @@ def _idle_recovery(config: RunConfig) -> list[str]:
         or config.degree == "activation"
         or config.calibrate_options
         or config.allocation == "search"
+        or config.int8
     )
     trained = config.finetune_epochs > 0 or config.reinitialize
     needs = {
@@ -93,6 +94,7 @@ def _idle_recovery(config: RunConfig) -> list[str]:
         "temperature": (config.distill > 0, "it is for --distill, which is 0"),
         "ema": (trained or config.checkpoint is None, "there is a --checkpoint, and --finetune-epochs is 0"),
         "calibration_images": (looked_at, "--recover is none, and the criterion looks at weights alone"),
+        "int8_epochs": (config.int8, "it is for the training with 8-bit integers; add --int8"),
     }
     return [
         f"{flag_name(key)} {getattr(config, key)} does nothing here: {reason}"

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from prunus.config.fields import Limit
 from prunus.config.idle import idle_options
+from prunus.config.int8_fields import Int8Fields
 from prunus.config.messages import BUDGET_ERROR
 from prunus.config.plain_yaml import dump_mapping
 from prunus.config.pruning_fields import PruningFields
@@ -21,7 +22,7 @@ from prunus.errors import ConfigError
 
 
 # The fields stand in the order of the bases from the last to the first.
-class RunConfig(RunningFields, PruningFields, TrainingFields, BudgetFields, WhatFields):
+class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, BudgetFields, WhatFields):
     """Everything that decides a run of `prunus compress`; written as config.yaml into its run folder.
 
     Budgets (`params`, `macs`, `size`, `latency`, `pruning_ratio`) stay as typed, numbers as numbers; all that are given

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prunus.deploy.folding import drop_unused, fold_batchnorm
+from prunus.deploy.folding import Fold, drop_unused, fold_batchnorm
 from prunus.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ class Captured:
     """A network's graph, in eval mode on the CPU.
 
     `program` has a batch axis of any length where `any_batch` says so; `single` is the same graph for one image.
+    `folds` says which of its tensors were made by folding BatchNorm, and of what.
     """
 
     module: torch.fx.GraphModule
     program: ExportedProgram
     example: Tensor
     any_batch: bool
+    folds: tuple[Fold, ...] = ()
 
     @property
     def single(self) -> ExportedProgram:
@@ -68,12 +70,11 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], *, fold: bool = True
         module = program.module(check_guards=False)
         assert isinstance(module, torch.fx.GraphModule)
         drop_unused(module)
-        if fold:
-            fold_batchnorm(module)
+        folds = fold_batchnorm(module) if fold else ()
         program, any_batch = _export(module, example, any_batch=any_batch)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # lines of code, with the paths of the machine that wrote the file
-    return Captured(module, program, example, any_batch)
+    return Captured(module, program, example, any_batch, folds)
 
 
 def _export(model: nn.Module, example: Tensor, *, any_batch: bool = True) -> tuple[ExportedProgram, bool]:

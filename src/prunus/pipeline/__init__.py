@@ -1,4 +1,4 @@
-"""The main job: train → (train sparsely) → find redundant channels → remove → verify → fine-tune → measure → report.
+"""The main job: train → (train sparsely) → find redundant channels → remove → verify → fine-tune → (8 bits) → report.
 
 Every stage leaves its output file, whole or not at all, so the same command goes on where the last one stopped.
 """
@@ -19,6 +19,7 @@ from prunus.pipeline.dense import obtain_dense
 from prunus.pipeline.environment import describe_environment
 from prunus.pipeline.finish import obtain_finetuned, write_summary
 from prunus.pipeline.following import follow, leading
+from prunus.pipeline.int8 import obtain_int8, rehearse_int8
 from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
@@ -121,6 +122,8 @@ def _carry_out(
         team.tell(True)
     if not folder.dense.exists():
         rehearse(run)
+        if config.int8:
+            rehearse_int8(run)
     try:
         dense = obtain_dense(run)
         if dense_only:
@@ -128,6 +131,8 @@ def _carry_out(
         start = run.build() if config.from_scratch else obtain_sparse(run, dense)
         small = obtain_removed(run, start)
         small = obtain_finetuned(run, small)
+        if config.int8:
+            obtain_int8(run, small)
         trained = load(folder.dense) if folder.dense.exists() else None  # as it was before a search trained on
         write_summary(run, trained, small)
     except FileFormatError as error:

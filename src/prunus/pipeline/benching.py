@@ -107,6 +107,7 @@ def _files_of_run(
                 samples=samples,
                 int8=int8,
                 calibration=subject.calibration,
+                int8_model=subject.int8_model,
             ):
                 files[row.format, f"{kind} int8" if row.info.precision == "int8" else kind] = row.files
         shown = [(name, label) for name in formats for kind in kinds for label in (kind, f"{kind} int8")]

@@ -82,6 +82,7 @@ def export_source(
         half=half,
         int8=int8,
         calibration=subject.calibration,
+        int8_model=subject.int8_model,
     ):
         done.append(exported)
         console.print(f"wrote {exported.files[0]}", highlight=False, soft_wrap=True)

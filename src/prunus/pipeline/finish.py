@@ -18,6 +18,7 @@ from prunus.models.initialise import reinitialise
 from prunus.pipeline import recipes
 from prunus.pipeline.details import write_details
 from prunus.pipeline.environment import commit
+from prunus.pipeline.int8 import predict_int8, read_int8
 from prunus.pipeline.options import chosen_options
 from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
@@ -63,9 +64,15 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
     tested = {"dense": trained, "pruned": small}
     found = {name: _predicted(run, model) for name, model in tested.items() if model is not None}
     write_details(run, dense, plan_of(run), found)
+    int8 = _int8(run)
     accuracies = [_accuracy(run, found.get(name)) for name in ("dense", "pruned")]
     latency = measure_latency({"dense": dense, "pruned": small}, run.proof_inputs()[:1])
-    files = {"dense": run.folder.dense, "model": run.folder.model, "plan": run.folder.plan}
+    files = {
+        "dense": run.folder.dense,
+        "model": run.folder.model,
+        "int8": run.folder.int8,
+        "plan": run.folder.plan,
+    }
     sizes = (
         plan_of(run).before.size_bytes if trained is None else run.folder.dense.stat().st_size,
         run.folder.model.stat().st_size,
@@ -91,6 +98,7 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
             "recovery": read_recovery(run),
             "dense": dense_side,
             "pruned": pruned_side,
+            **({"int8": int8} if int8 else {}),
             "latency": {name: dataclasses.asdict(value) for name, value in latency.items()},
             "latency_budget": measured_latency(run, dense, small),
             "files": {what: file.name for what, file in files.items() if file.exists()},
@@ -100,7 +108,8 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
 
 
 def _stages(run: Run) -> tuple[str, ...]:
-    return ("dense", *(("sparse",) if run.config.sparse_epochs else ()), "search", "finetune")
+    sparse = ("sparse",) if run.config.sparse_epochs else ()
+    return ("dense", *sparse, "search", "finetune", *(("int8",) if run.config.int8 else ()))
 
 
 def _check_size(run: Run) -> None:
@@ -138,6 +147,13 @@ def _describe(run: Run, model: nn.Module, accuracy: float | None, size_bytes: in
         "size_bytes": size_bytes,
         "latency_ms": latency.median_ms,
     }
+
+
+def _int8(run: Run) -> dict[str, Any]:
+    """Describe the file with 8-bit integers, if there is one."""
+    if not run.config.int8:
+        return {}
+    return {"test_accuracy": _accuracy(run, predict_int8(run)), **read_int8(run)}
 
 
 def _widths(dense: nn.Module, small: nn.Module) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from prunus.deploy import load
 from prunus.errors import ConfigError, FileFormatError, TrainingError
 from prunus.graph.trace import trace
 from prunus.methods import Choice, DynamicSearch
+from prunus.pipeline.int8 import int8_simulation
 from prunus.pipeline.run import Run, prepare
 from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.sparse import sparse_hook
@@ -57,7 +58,8 @@ def _serve(run: Run) -> None:
     while (task := run.team.tell()) is not None:
         model = load(run.folder.shared)
         with contextlib.suppress(TrainingError, FileFormatError, ConfigError):  # rank 0 meets it as well, and says so
-            run.fit(model, Recipe(**task["recipe"]), task["stage"], _hook(run, model, task["hook"]))
+            trained = int8_simulation(run, model) if task["int8"] else model
+            run.fit(trained, Recipe(**task["recipe"]), task["stage"], _hook(run, model, task["hook"]))
 
 
 def _hook(run: Run, model: nn.Module, kind: str | None) -> Hook | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunus.config import RunConfig
 from prunus.data import ImageData, Split, augment, load_data, normalize
-from prunus.deploy import load, save
+from prunus.deploy import Int8Simulation, load, save
 from prunus.errors import ConfigError
 from prunus.models import build_model
 from prunus.pipeline.run_folder import RunFolder
@@ -99,9 +99,11 @@ class Run:
         Where the recipe distils, the dense network is the teacher. Other processes are told, and train along.
         """
         if self.team.size > 1:
-            save(model, self.folder.shared, **self.identity)
+            simulated = isinstance(model, Int8Simulation)
+            network = model.network if isinstance(model, Int8Simulation) else model
+            save(network, self.folder.shared, **self.identity)
             kind = type(hook).__name__ if hook else None
-            self.team.tell({"recipe": dataclasses.asdict(recipe), "stage": stage, "hook": kind})
+            self.team.tell({"recipe": dataclasses.asdict(recipe), "stage": stage, "hook": kind, "int8": simulated})
 
         def record(row: dict[str, Any]) -> None:
             in_rounds = {"stage": "search", "epoch": row["epoch"] + offset, "round": stage.removeprefix("round-")}

@@ -114,6 +114,21 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def int8(self) -> Path:
+        """The small network with 8-bit integers, where that was asked for."""
+        return self.path / "model.int8.onnx"
+
+    @property
+    def int8_network(self) -> Path:
+        """The float32 weights that it was made of, where the network was trained for 8-bit integers."""
+        return self.path / "model.int8.safetensors"
+
+    @property
+    def int8_record(self) -> Path:
+        """What 8-bit integers cost on the held-out images: output of that stage."""
+        return self.path / "int8.json"
+
+    @property
     def summary(self) -> Path:
         """Accuracy, costs and latency, dense beside pruned: written when all else is done."""
         return self.path / "summary.json"
@@ -143,6 +158,9 @@ class RunFolder:
             self.recovery,
             self.scores,
             self.model,
+            self.int8,
+            self.int8_network,
+            self.int8_record,
             self.details,
             self.summary,
             self.bench,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from prunus.pipeline.run_folder import RunFolder
 class Subject:
     """A network to write: what it is, where its files go if nothing else is said, and images if there are any.
 
+    `int8_model` has the weights that files with 8-bit integers are made of, where a run trained them for that.
     `samples` are test images, `calibration` training images for the ranges of 8-bit integers; `note` says why there are
     none, for people.
     """
@@ -33,6 +35,7 @@ class Subject:
     samples: Samples | None = None
     calibration: Samples | None = None
     note: str = ""
+    int8_model: nn.Module | None = None
 
 
 def model_file(source: str | Path) -> Path | None:
@@ -85,6 +88,8 @@ def find_subject(
             raise ConfigError(f"{source} has no dense network: --dense is for run folders with dense.safetensors")
         file = run.dense
     subject = _stored(file, network, input_shape)
+    if file == run.model and Path(source).is_dir() and run.int8_network.is_file():
+        subject = dataclasses.replace(subject, int8_model=_stored(run.int8_network, network, input_shape).model)
     if not Path(source).is_dir() or not run.config.is_file():
         return subject
     return _with_images(subject, run, count)
@@ -133,13 +138,13 @@ def _with_images(subject: Subject, run: RunFolder, count: int | None) -> Subject
         data = load_images(config)
     except DataError as error:
         note = f"the data of the run cannot be loaded, so files are compared on noise: {error}"
-        return Subject(subject.model, subject.info, subject.folder, note=note)
+        return dataclasses.replace(subject, note=note)
     looked_at = functools.partial(normalize, mean=subject.info.mean, std=subject.info.std)
     chosen = _spread(len(data.test_labels), count)
     samples = Samples(data.test_images[chosen], data.test_labels[chosen], looked_at)
     seen = _spread(len(data.train_labels), config.calibration_images)
     calibration = Samples(data.train_images[seen], data.train_labels[seen], looked_at)
-    return Subject(subject.model, subject.info, subject.folder, samples, calibration)
+    return dataclasses.replace(subject, samples=samples, calibration=calibration)
 
 
 def _spread(total: int, count: int | None) -> Tensor:

@@ -45,3 +45,17 @@ def compare(summary: Summary) -> list[Compared]:
 
 def _cost(quantity: str, before: int, after: int, write: Callable[[int], str], better: str) -> Compared:
     return Compared(quantity, write(before), write(after), f"{numbers.times(before, after)} {better}", after / before)
+
+
+def int8_text(summary: Summary) -> str:
+    """Put in words what 8-bit integers cost and save; empty where there is no such file."""
+    if summary.int8 is None:
+        return ""
+    found, seen = summary.int8, summary.int8.val_accuracy
+    trained = "" if seen.fine_tuned is None else f", {numbers.percent(seen.fine_tuned)} trained for it"
+    which = "trained for it" if found.delivered == "fine_tuned" else "rounded"
+    return (
+        f"8-bit integers, {which}: {numbers.percent(found.test_accuracy)} of the test images, "
+        f"{numbers.size(found.size_bytes)}; of the held-out images {numbers.percent(seen.rounded)} rounded{trained}, "
+        f"{numbers.percent(seen.float32)} in float32"
+    )

@@ -11,7 +11,13 @@ Stages = Mapping[str, Sequence[dict[str, Any]]]
 _SQUEEZED = 50  # how many times the lowest loss the highest is, until the curve would be flat for most epochs
 _ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 
-STAGE_NAMES = {"dense": "dense training", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
+STAGE_NAMES = {
+    "dense": "dense training",
+    "sparse": "sparse training",
+    "search": "search",
+    "finetune": "fine-tuning",
+    "int8": "8-bit training",
+}
 
 
 def stage_name(stage: str) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -50,6 +50,27 @@ class Recovered(BaseModel):
     val_accuracy: float = Field(ge=0, le=1)
 
 
+class HeldOut(BaseModel):
+    """Accuracy in [0, 1] on held-out images: in float32, rounded to 8 bits, and trained for that, if it was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    float32: float = Field(ge=0, le=1)
+    rounded: float = Field(ge=0, le=1)
+    fine_tuned: float | None = Field(default=None, ge=0, le=1)
+
+
+class Int8(BaseModel):
+    """The file with 8-bit integers: accuracy in [0, 1] in its runtime, bytes, and which of both it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    test_accuracy: float = Field(ge=0, le=1)
+    val_accuracy: HeldOut
+    delivered: Literal["rounded", "fine_tuned"]
+    size_bytes: int = Field(ge=1)
+
+
 class Summary(BaseModel):
     """summary.json: what went in, and the dense network beside the pruned one."""
 
@@ -71,6 +92,7 @@ class Summary(BaseModel):
     files: dict[str, Any] = {}
     widths: tuple[Width, ...] = ()
     options: dict[str, Any] = {}
+    int8: Int8 | None = None
 
     @property
     def gained(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.report import numbers
-from prunus.report.comparison import compare
+from prunus.report.comparison import compare, int8_text
 from prunus.report.figures import stage_name
 from prunus.report.folder import Bench, RunFolder
 from prunus.report.network_section import network_section
@@ -23,6 +23,7 @@ def said_of(run: RunFolder) -> dict[str, Any]:
         "rows": compare(run.summary),
         "stages": stages_table(run.stages),
         "removals": _removals(run),
+        "int8": int8_text(run.summary),
         "searched": _searched(run),
         "notes": [str(note) for note in run.plan.get("notes") or ()],
         "passed": run.verification.get("passed") is True,

@@ -90,6 +90,7 @@ FORMATS: dict[str, Format] = {
             running=("ai_edge_litert.interpreter",),
             write=litert.write,
             open=litert.open_file,
+            write_int8=litert.write_int8,
             beside=(".tflite.json",),
         ),
         Format(

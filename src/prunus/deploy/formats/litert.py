@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from prunus.deploy.capturing import Captured, quietly
+from prunus.deploy.comparing import Samples, inputs
 from prunus.deploy.file_info import FileInfo, installed_versions, read_side_file, write_side_file
 from prunus.deploy.formats.silence import silent
 from prunus.deploy.runner import Array, Runner
@@ -35,6 +36,23 @@ def write(captured: Captured, path: Path, info: FileInfo) -> tuple[Path, ...]:
         ConfigError: there is no converter.
         ModelError: it cannot convert the network.
     """
+    return _convert(captured, path, info)
+
+
+def write_int8(captured: Captured, path: Path, info: FileInfo, calibration: Samples) -> tuple[Path, ...]:
+    """Write the .tflite file with 8-bit integers, by ai-edge-quantizer, which comes with the converter.
+
+    Weights are int8, symmetric, with a scale for every output channel; activations int8 with one scale a tensor, from
+    the smallest to the largest value met on `calibration`. Images and logits stay float32.
+
+    Raises:
+        ConfigError: there is no converter.
+        ModelError: it cannot convert or quantise the network.
+    """
+    return _convert(captured, path, info, calibration)
+
+
+def _convert(captured: Captured, path: Path, info: FileInfo, calibration: Samples | None = None) -> tuple[Path, ...]:
     python = _python()
     with tempfile.TemporaryDirectory() as folder:
         graph, converted = Path(folder) / "graph.pt2", Path(folder) / "model.tflite"
@@ -43,6 +61,10 @@ def write(captured: Captured, path: Path, info: FileInfo) -> tuple[Path, ...]:
         shape = ",".join(map(str, captured.example[:1].shape))
         # -I: the modules beside the script have the names of the libraries that they use.
         command = [python, "-I", str(_CONVERTER), str(graph), shape, str(converted)]
+        if calibration is not None:
+            images = Path(folder) / "images.npy"
+            np.save(images, np.concatenate(list(inputs(calibration))))
+            command.append(str(images))
         done = subprocess.run(command, capture_output=True, timeout=_LONGEST_S, check=False)
         if done.returncode or not converted.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines()
@@ -50,7 +72,8 @@ def write(captured: Captured, path: Path, info: FileInfo) -> tuple[Path, ...]:
             raise ModelError(f"litert-torch ({python}) cannot convert the network: {reason}")
         atomic_write_bytes(path, converted.read_bytes())
     side = _beside(path)
-    versions = {"litert-torch": done.stdout.decode().split()[-1], **installed_versions("torch", "ai-edge-litert")}
+    by = dict(word.split("=") for word in done.stdout.decode().splitlines()[-1].split())
+    versions = by | installed_versions("torch", "ai-edge-litert")
     write_side_file(info.model_copy(update={"versions": versions, "batch": 1}), side, (path,))
     return path, side
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prunus.deploy.capturing import Captured, quietly
 from prunus.deploy.comparing import Samples, inputs
@@ -27,39 +31,77 @@ def write_int8(captured: Captured, path: Path, info: FileInfo, calibration: Samp
     Raises:
         ModelError: the network cannot be written as ONNX, or ONNX Runtime cannot quantise it.
     """
-    import onnx
-
     program = exported_program(captured)
-    info = described(program, captured, info, "torch", "onnx", "onnxscript", "onnxruntime")
-    with tempfile.TemporaryDirectory() as folder, quietly():
-        quantized = _quantized(program.model_proto, Path(folder) / "int8.onnx", captured, calibration)
-    onnx.helper.set_model_props(quantized, {INFO_KEY: info.encode()})
-    atomic_write_bytes(path, slim(quantized).SerializeToString())
+    atomic_write_bytes(path, encode(program, quantized(program, captured, calibration), captured, info))
     return (path,)
 
 
-def _quantized(model: Any, target: Path, captured: Captured, calibration: Samples) -> Any:
+def quantized(
+    program: Any, captured: Captured, calibration: Samples, grids: Mapping[str, tuple[float, int]] | None = None
+) -> Any:
+    """Return the ONNX model of a program with 8-bit integers, tensors under the program's names.
+
+    Args:
+        program: what `exported_program` made of `captured`.
+        captured: the network.
+        calibration: images whose activations' ranges decide what the integers stand for.
+        grids: scale and zero point of activations, by name, that are not to be measured.
+
+    Raises:
+        ModelError: ONNX Runtime cannot quantise it.
+    """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+    model = onnx.ModelProto()
+    model.CopyFrom(program.model_proto)
     add_pre_process_metadata(model)  # the exporter has optimised it, and knows its shapes
+    options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": _last_operations(model)}
+    if grids:
+        options["TensorQuantOverrides"] = {
+            name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}]
+            for name, (scale, zero) in grids.items()
+        }
     size = None if captured.any_batch else 1
+    with tempfile.TemporaryDirectory() as folder, quietly(), _unlogged():
+        target = Path(folder) / "int8.onnx"
+        try:
+            quantize_static(
+                model,
+                target,
+                _Reader(inputs(calibration, size)),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options=options,
+            )
+        except Exception as error:  # whatever its passes trip over
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"ONNX Runtime cannot quantise the network: {reason}") from error
+        return onnx.load(target)
+
+
+def encode(program: Any, model: Any, captured: Captured, info: FileInfo) -> bytes:
+    """Write what `quantized` returned as the content of a .onnx file, made slim and with its description."""
+    import onnx
+
+    info = described(program, captured, info, "torch", "onnx", "onnxscript", "onnxruntime")
+    onnx.helper.set_model_props(model, {INFO_KEY: info.encode()})
+    content: bytes = slim(model).SerializeToString()
+    return content
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep from the user what ONNX Runtime logs, under no name of its own, of weights that have no axis of channels."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        quantize_static(
-            model,
-            target,
-            _Reader(inputs(calibration, size)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={"OpTypesToExcludeOutputQuantization": _last_operations(model)},
-        )
-    except Exception as error:  # whatever its passes trip over
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"ONNX Runtime cannot quantise the network: {reason}") from error
-    return onnx.load(target)
+        yield
+    finally:
+        logging.disable(before)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import sys
 from importlib.metadata import version
 
 
-def main(graph: str, shape: str, target: str) -> None:
-    """Convert, and print the converter's version."""
+def main(graph: str, shape: str, target: str, calibration: str | None = None) -> None:
+    """Convert, with 8-bit integers where there are images to calibrate on, and print the versions of what did it."""
     import litert_torch
     import torch
 
@@ -28,7 +28,27 @@ def main(graph: str, shape: str, target: str) -> None:
 
     example = torch.zeros(*(int(size) for size in shape.split(",")))
     litert_torch.convert(Network().eval(), (example,)).export(target)
-    print(version("litert-torch"))
+    packages = ["litert-torch"]
+    if calibration is not None:
+        packages.append("ai-edge-quantizer")
+        quantize(target, calibration)
+    print(*(f"{package}={version(package)}" for package in packages))
+
+
+def quantize(target: str, calibration: str) -> None:
+    """Turn a .tflite file into one with 8-bit integers, in place; `calibration` is a .npy file (N, C, H, W)."""
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
+
+    images = np.load(calibration)
+    ((signature, sides),) = Interpreter(model_path=target).get_signature_list().items()
+    (name,) = sides["inputs"]
+    work = quantizer.Quantizer(target, recipe.static_wi8_ai8())
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):  # these stay float32
+        work.update_quantization_recipe(".*", end, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE)
+    seen = work.calibrate({signature: [{name: image[None]} for image in images]}, num_threads=1)
+    work.quantize(seen).export_model(target, overwrite=True)
 
 
 if __name__ == "__main__":

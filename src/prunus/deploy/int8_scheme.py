@@ -1,0 +1,51 @@
+"""What ONNX Runtime makes 8-bit integers of, read off the file that it wrote: nothing here guesses its rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_QUANTIZED = "_quantized"  # what ONNX Runtime adds to the name of a weight
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the 256 values of a uint8 activation stand for: (integer − zero_point) · scale, zero_point in 0..255."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Int8Scheme:
+    """Which tensors of a network are 8 bits wide, by the names that they have in torch's ONNX program.
+
+    `activations` have one grid each. `weights` are symmetric, from −127 to 127, with a scale of their own for every
+    index of an axis, or one in all where the axis is None. Scales of weights follow from the weights.
+    """
+
+    activations: Mapping[str, Grid]
+    weights: Mapping[str, int | None]
+
+
+def read_scheme(model: Any) -> Int8Scheme:
+    """Read the scheme off an ONNX model that `quantized` returned, tensors under their names."""
+    from onnx import TensorProto, numpy_helper
+
+    constants = {constant.name: constant for constant in model.graph.initializer}
+
+    def number(name: str) -> Any:
+        return numpy_helper.to_array(constants[name]).item()
+
+    activations: dict[str, Grid] = {}
+    weights: dict[str, int | None] = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            activations[node.input[0]] = Grid(float(number(node.input[1])), int(number(node.input[2])))
+        elif node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            weight, scale = (constants[name] for name in node.input[:2])
+            if weight.data_type == TensorProto.INT8:  # biases are int32, and lose a thousandth of a step
+                axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
+                weights[weight.name.removesuffix(_QUANTIZED)] = axes[0] if scale.dims and axes else None
+    return Int8Scheme(activations, weights)
