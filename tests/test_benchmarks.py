@@ -242,6 +242,27 @@ def test_the_quickest_plan_that_keeps_as_much_of_the_scores() -> None:
     assert {group.name: len(group.keep) for group in plan.groups} == {"conv1": 6, "conv2": 3}
 
 
+def test_the_figures_of_alignment_become_rows(root: Path) -> None:
+    loader = SourceFileLoader("benchmark_of_alignment", str(ROOT / "benchmarks" / "alignment.py"))
+    spec = spec_from_loader("benchmark_of_alignment", loader)
+    assert spec
+    alignment = module_from_spec(spec)
+    loader.exec_module(alignment)
+    out = root / "docs" / "results" / "benchmarks" / "alignment.json"
+    few = ["--networks", "resnet8", "--runtimes", "torch", "--multiples", "4", "64", "--runs", "2", "--out", str(out)]
+    assert alignment.main(few) == 0
+    found = json.loads(out.read_text())["rows"]
+    assert [row["file"] for row in found] == ["dense, not folded", "dense", "multiples of 4"]  # 64: no such network
+    assert found[1]["faster"] == found[1]["fewer_macs"] == 1 and found[2]["fewer_macs"] >= 2
+    assert benchmark_table(["--root", str(root)]) == 0
+    (row,) = [
+        line
+        for line in (root / "docs" / "benchmarks.md").read_text().splitlines()
+        if "multiples of 4" in line and line.startswith("| resnet8")
+    ]
+    assert f"{found[2]['faster'] / found[2]['fewer_macs']:.2f} |" in row
+
+
 def test_the_figures_of_latency_become_rows(root: Path) -> None:
     by_macs = {"kept": 0.8, "macs_share": 0.5, "predicted_share": 0.6, "measured_share": 0.66}
     by_time = {"kept": 0.81, "macs_share": 0.61, "predicted_share": 0.54, "measured_share": 0.55, "multiple": 8}
