@@ -13,6 +13,7 @@ import pytest
 
 from prunus.errors import FileFormatError, RunError
 from prunus.sweep import load_sweep, run_sweep
+from prunus.sweep import run as running
 from prunus.sweep.cells import SweepFolder, dense_job, kept_files
 from prunus.sweep.keeping import keep
 from prunus.sweep.results import row_of
@@ -94,11 +95,28 @@ def test_a_strange_file_is_one_clear_error(moved: Path, content: str) -> None:
         row_of(SweepFolder(moved / "out", moved / "kept"), cell)
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_error(swept: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_a_folder_that_cannot_be_made_is_one_clear_error_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("in the way")
+    with pytest.raises(RunError, match=r"cannot make .*kept to keep results in"):
+        carry_out(written(tmp_path, "{macs: [0.6]}"))
+    assert not (tmp_path / "out" / "states").exists()
+
+
+def test_a_folder_that_went_away_is_one_clear_error(swept: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").write_text("in the way")
     (cell,) = load_sweep(swept / "sweep.yaml").cells
-    with pytest.raises(RunError, match=r"cannot write .*file"):
-        keep(SweepFolder(swept / "out", tmp_path / "file"), cell)
+    for job in (cell, dense_job(cell)):
+        with pytest.raises(RunError, match=r"cannot write .*gone"):
+            keep(SweepFolder(swept / "out", tmp_path / "gone" / "file"), job)
+
+
+def test_a_data_set_is_looked_for_once(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives are recognised by their checksum, which takes a while."""
+    looked: list[str] = []
+    monkeypatch.setattr(running, "find_data", lambda data, cache_dir: looked.append(data))
+    rows, told = carry_out(written(moved, "{macs: [0.6, 0.5, 0.4]}", "skip_missing_data: true\n"))
+    assert looked == ["digits"] and [what for what, _ in told] == ["there", "no data", "no data"]
+    assert [row.status for row in rows] == ["done", "no data", "no data"]
 
 
 def test_a_cell_without_its_data_set_is_left_out_and_says_so(moved: Path) -> None:

@@ -41,6 +41,9 @@ DENSE_KEYS = (
 )
 """What decides the dense training, beside where it runs: cells that agree in these start from one dense network."""
 
+DENSE = "dense"
+"""The folder of dense trainings, in a sweep's folder and in one that is kept."""
+
 DENSE_FILES = ("metrics.jsonl", "dense.safetensors")
 """What a dense training leaves, in the order in which a run writes it."""
 
@@ -79,7 +82,7 @@ class SweepFolder:
 
     def run(self, kind: str, name: str) -> Path:
         """Say where the run folder of a job is."""
-        return self.path / ("cells" if kind == "cell" else "dense") / name
+        return self.path / ("cells" if kind == "cell" else DENSE) / name
 
     def state(self, name: str) -> Path:
         """Say which file tells what became of a job."""
@@ -128,7 +131,7 @@ def kept_files(job: Job) -> tuple[str, ...]:
     """Name the files that are kept of a finished job: a cell's figures, or a dense network and how it was trained."""
     if job.kind == "cell":
         return (f"{job.name}.json",)
-    return (f"dense/{job.name}.jsonl", f"dense/{job.name}.safetensors")
+    return (f"{DENSE}/{job.name}.jsonl", f"{DENSE}/{job.name}.safetensors")
 
 
 def make_cell(config: RunConfig, varied: Mapping[str, Any]) -> Job:

@@ -6,12 +6,26 @@ from prunus.config import MAY_CHANGE
 from prunus.errors import RunError
 from prunus.files import atomic_write_json
 from prunus.report import read_run
-from prunus.sweep.cells import DENSE_FILES, Job, SweepFolder, kept_files, share
+from prunus.sweep.cells import DENSE, DENSE_FILES, Job, SweepFolder, kept_files, share
 from prunus.sweep.results import row_of
 
 
+def make_kept(folder: SweepFolder) -> None:
+    """Make the folder that is kept, if there is to be one, so that hours of training do not end at its door.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    if folder.kept is None:
+        return
+    try:
+        (folder.kept / DENSE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {folder.kept} to keep results in: {error.strerror or error}") from error
+
+
 def keep(folder: SweepFolder, job: Job) -> None:
-    """Copy what a finished job is for into the folder that is kept, where there is one and it is not there yet.
+    """Copy what a finished job is for into the folder that `make_kept` made, where it is not there yet.
 
     A cell's file has its row of the table, its whole configuration, and the summary of its run.
 
@@ -21,10 +35,6 @@ def keep(folder: SweepFolder, job: Job) -> None:
     if folder.kept is None or folder.is_kept(job) or not folder.is_here(job):
         return
     place, targets = folder.run(job.kind, job.name), [folder.kept / name for name in kept_files(job)]
-    try:
-        targets[0].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {targets[0].parent}: {error.strerror or error}") from error
     if job.kind == "dense":
         for name, target in zip(DENSE_FILES, targets, strict=True):
             share(place / name, target)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunus.config import RunConfig
 from prunus.data.load import find_data
 from prunus.files import atomic_write_text
 from prunus.report.front import render_front
 from prunus.stopping import Stopping
 from prunus.sweep.cells import Job, SweepFolder
 from prunus.sweep.executors import Executor, LocalExecutor
-from prunus.sweep.keeping import keep
+from prunus.sweep.keeping import keep, make_kept
 from prunus.sweep.results import Row, read_rows, write_results
 from prunus.sweep.scheduler import Scheduler, Tell, What
 from prunus.sweep.search import Search
@@ -40,6 +39,7 @@ def run_sweep(sweep: Sweep, tell: Tell, *, max_minutes: float | None = None) -> 
         tell(what, job, state)
 
     with Stopping(max_minutes) as stopping, only_sweep(folder.path):
+        make_kept(folder)
         search = None if sweep.search is None else Search(folder, sweep.base, sweep.search)
         finished = False
         try:
@@ -47,9 +47,11 @@ def run_sweep(sweep: Sweep, tell: Tell, *, max_minutes: float | None = None) -> 
                 scheduler = Scheduler(folder, executor, sweep.retries, kept, lambda job: _arguments(sweep, job))
                 if search is not None:
                     scheduler.more, scheduler.settled = search.more, search.settled
-                for cell in sweep.cells if search is None else search.cells:
-                    if sweep.skip_missing_data and not (folder.is_done(cell) or is_here(cell.config)):
-                        leave_out(folder, cell, tell)
+                cells = sweep.cells if search is None else search.cells
+                missing = _missing_data(cells) if sweep.skip_missing_data else set()
+                for cell in cells:
+                    if cell.config.data in missing and not folder.is_done(cell):
+                        _leave_out(folder, cell, tell)
                     else:
                         scheduler.add(cell)
                 finished = scheduler.run(stopping)
@@ -70,12 +72,13 @@ def write_down(sweep: Sweep, cells: Sequence[Job], finished: bool) -> list[Row]:
     return rows
 
 
-def is_here(config: RunConfig) -> bool:
-    """Say whether a cell's data set is on this machine; nothing is downloaded."""
-    return find_data(config.data, config.cache_dir) is not None
+def _missing_data(cells: Sequence[Job]) -> set[str]:
+    """Name the data sets of cells that are not on this machine; nothing is downloaded, and each is looked for once."""
+    places = {(cell.config.data, cell.config.cache_dir) for cell in cells}
+    return {data for data, cache_dir in places if find_data(data, cache_dir) is None}
 
 
-def leave_out(folder: SweepFolder, cell: Job, tell: Tell) -> None:
+def _leave_out(folder: SweepFolder, cell: Job, tell: Tell) -> None:
     """Write down that a cell waits for its data set."""
     state = State(status="no data", error=(f"the data set {cell.config.data} is not here",))
     write_state(folder.state(cell.name), state)
