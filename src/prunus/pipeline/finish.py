@@ -43,7 +43,7 @@ def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
             run.say(f"fine-tune  none: new weights, trained for {run.config.epochs} epochs")
             torch.manual_seed(run.config.seed)
             reinitialise(small)
-            run.train(small, recipes.from_scratch(run), "finetune")
+            run.train(small, recipes.reinitialized(run), "finetune")
         elif epochs:
             run.say(f"fine-tune  for {epochs} epochs")
             run.train(small, recipes.finetune(run, epochs), "finetune")

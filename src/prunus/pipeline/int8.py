@@ -79,7 +79,11 @@ def obtain_int8(run: Run, small: nn.Module) -> None:
     first = _candidate(run, small)
     run.say(f"int8       {first.accuracy:.2%} of the held-out images are named right, {whole:.2%} in float32")
     best, second = first, None
-    if whole - first.accuracy > ACCEPTED_LOSS and run.config.int8_epochs:
+    lost = whole - first.accuracy
+    if lost > ACCEPTED_LOSS and run.config.int8_epochs:
+        run.say(
+            f"int8       that is {100 * lost:.2f} points less: training with 8 bits for {run.config.int8_epochs} epochs"
+        )
         try:
             second = _trained(run, first)
         except TrainingError as error:
@@ -123,8 +127,6 @@ def predict_int8(run: Run) -> Predicted:
 
 
 def _trained(run: Run, first: _Candidate) -> _Candidate:
-    lost = 100 * (_accuracy(run, first.network) - first.accuracy)
-    run.say(f"int8       that is {lost:.2f} points less: training with 8 bits for {run.config.int8_epochs} epochs")
     network = copy.deepcopy(first.network)
     simulation = first.quantized.simulation(network)
     run.train(simulation, recipes.int8(run), STAGE)

@@ -74,7 +74,7 @@ def int8(run: Run) -> Recipe:
     return dataclasses.replace(recipe, precision="float32")  # as the file has it between its integers
 
 
-def from_scratch(run: Run) -> Recipe:
+def reinitialized(run: Run) -> Recipe:
     """Make the recipe of the small network with new weights: that of the dense training, with a teacher if asked."""
     return dataclasses.replace(dense(run), distill=run.config.distill, temperature=run.config.temperature)
 
