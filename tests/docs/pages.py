@@ -58,7 +58,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 def pages() -> list[Path]:
     """Return every page of the site, and what stands beside it in the repository."""
-    return [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    return [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "models" / "README.md"]
 
 
 def commands_of(block: Block) -> list[str]:
