@@ -127,7 +127,7 @@ def test_latency_in_other_runtimes_is_shown_where_it_was_measured(tmp_path: Path
         "speedup": 1.5,
         "macs_reduction": 1.74,
     }
-    assert "prunus bench" in write_report(run).read_text()
+    assert '<span class="word">prunus</span> <span class="word">bench</span>' in write_report(run).read_text()
     (run / "bench.json").write_text(json.dumps([row]))
     page = write_report(run).read_text()
     for part in (

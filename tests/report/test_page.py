@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from tests.report.sample_run import LAYERS, metrics, summary, write_run
 
 from prunus.report import print_summary, read_run, write_report
 from prunus.report.comparison import compare
-from prunus.report.figures import accuracy_chart, sparsity_chart, widths_chart
+from prunus.report.figures import accuracy_chart, decades, loss_chart, sparsity_chart, widths_chart
 from prunus.report.search_figures import search_chart
+
+
+Open = Callable[..., Any]
 
 
 def own_part(page: str) -> str:
@@ -30,7 +34,7 @@ def own_part(page: str) -> str:
 def test_the_page_holds_what_a_reader_wants(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path / "run"))
     assert path == tmp_path / "run" / "report.html"
-    page = html.unescape(own_part(path.read_text()))
+    page = re.sub("</?span[^>]*>", "", html.unescape(own_part(path.read_text())))
     for text in (
         "resnet20 on CIFAR-10 (JPEG)",
         "87.12 %",
@@ -90,7 +94,9 @@ def test_text_from_the_folder_cannot_become_markup(tmp_path: Path) -> None:
 def test_the_typed_command_is_shown_without_where_the_program_lay(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "environment.json").write_text(json.dumps({"command": "/home/me/.venv/bin/prunus compress --macs 0.5"}))
-    assert "<code>prunus compress --macs 0.5</code>" in write_report(run).read_text()
+    page = write_report(run).read_text()
+    assert "<code>prunus compress --macs 0.5</code>" in re.sub("</?span[^>]*>", "", page)
+    assert '<span class="word">--macs</span>' in page, "lines end between words"
 
 
 def test_curves_join_the_stages_and_break_between_them(tmp_path: Path) -> None:
@@ -104,6 +110,50 @@ def test_curves_join_the_stages_and_break_between_them(tmp_path: Path) -> None:
     assert training["y"][0] == pytest.approx(100 * metrics()[0]["train_accuracy"])
     assert [note["text"] for note in chart["layout"]["annotations"]] == ["dense training", "search", "fine-tuning"]
     assert chart["layout"]["shapes"][0] | {"x0": 12.5, "x1": 20.5} == chart["layout"]["shapes"][0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.06, 4.0, "0.01 0.02 0.05 0.1 0.2 0.5 1 2 5 10 20 50"),
+        (0.06, 48.0, "0.01 0.1 1 10 100"),
+        (1e-7, 5e6, "1e-07 1e-05 0.001 0.1 10 1000 100000 1e+07"),
+    ],
+)
+def test_labels_of_a_logarithmic_axis_are_plain_numbers(low: float, high: float, labels: str) -> None:
+    axis = decades(low, high)
+    assert axis["ticktext"] == labels.split()
+    assert axis["tickvals"] == pytest.approx([float(label) for label in labels.split()])
+    assert axis["type"] == "log"
+
+
+def test_a_loss_that_falls_far_is_drawn_on_a_logarithmic_axis() -> None:
+    def axis(*losses: float) -> dict[str, Any]:
+        chart = loss_chart({"dense": [{"loss": loss, "val_loss": loss} for loss in losses]})
+        assert chart
+        found: dict[str, Any] = chart["layout"]["yaxis"]
+        return found
+
+    assert axis(50.0, 0.1)["ticktext"] == ["0.1", "1", "10", "100"]
+    assert "type" not in axis(2.3, 0.1) and "type" not in axis(50.0, 0.0)
+
+
+@pytest.mark.parametrize(("width", "numbered"), [(1280, 16), (390, 8)])
+def test_numbers_of_epochs_stand_upright_and_apart(tmp_path: Path, open_page: Open, width: int, numbered: int) -> None:
+    run = write_run(tmp_path / "run")
+    stages = (("dense", 6), ("search", 6), ("finetune", 4))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(stages)))
+    page = open_page(write_report(run), width=width, height=844)
+    page.wait_for_selector("html[data-charts='5']")
+    boxes = """() => [...document.querySelectorAll("#chart-accuracy .xtick text")].map((text) => {
+      const { left, right, top, bottom } = text.getBoundingClientRect();
+      return [text.textContent, left, right, bottom - top];
+    })"""
+    found = page.evaluate(boxes)
+    step = 16 // numbered
+    assert [text for text, *_ in found] == [str(epoch) for epoch in range(step, 17, step)]
+    assert all(height < 20 for *_, height in found)
+    assert all(here[2] + 2 < there[1] for here, there in zip(found, found[1:], strict=False))
 
 
 def test_options_that_were_chosen_are_shown(tmp_path: Path) -> None:

@@ -101,3 +101,17 @@ def test_an_inspection_prints_on_white_paper(tmp_path: Path, open_page: Open) ->
     found = on_paper(page)
     assert found["paper"] == 1 and found["ink"] < 0.2
     assert (found["width"], found["scrolling"]) == (WIDTH, [])
+
+
+def test_on_paper_a_note_gives_way_before_the_name_of_a_layer_does(tmp_path: Path, open_page: Open) -> None:
+    path = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["inspect", "googlenet", "--page", str(path)]).exit_code == 0
+    page = open_page(path)
+    page.locator(".network li").first.wait_for()
+    on_paper(page)
+    cut = """(part) => [...document.querySelectorAll(`.network .what ${part}`)]
+      .filter((element) => element.scrollWidth > element.clientWidth).length"""
+    assert page.evaluate(cut, "small") > 10
+    assert page.evaluate(cut, "b") == 0
+    colours = "() => getComputedStyle(document.querySelector('.dot')).printColorAdjust"
+    assert page.evaluate(colours) == "exact", "or the dots and bars of the groups are not printed"

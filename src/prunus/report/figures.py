@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from prunus.report.folder import Width
 
 Stages = Mapping[str, Sequence[dict[str, Any]]]
 _FEW = 16  # epochs that are all numbered
+_POWERS = 8  # of ten that are named at most
+_WIDE = 100  # how many times the lowest number the highest is, until twos and fives have no room
 _SQUEEZED = 50  # how many times the lowest loss the highest is, until the curve would be flat for most epochs
 ABOVE = {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 """Where the legend of a chart lies whose lower part is full."""
@@ -32,9 +35,18 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def whole_steps(count: int) -> dict[str, Any]:
-    """Return what an axis of `count` numbers from 1 needs so that few of them have no fractions between them."""
-    return {"dtick": 1} if count <= _FEW else {}
+def counting_axis(title: str, count: int) -> dict[str, Any]:
+    """Return an axis of the numbers from 1 to `count`: no room for others, and no fractions between few of them."""
+    steps = {"dtick": 1, "tickangle": 0} if count <= _FEW else {}
+    return {"title": {"text": title}, "range": [0.5, count + 0.5], **steps}
+
+
+def decades(low: float, high: float) -> dict[str, Any]:
+    """Return a logarithmic axis whose labels are all of a size: 1, 2 and 5, or powers of ten where they are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < _WIDE * low else (1,)
+    ticks = [step * 10.0**power for power in powers[:: 1 + (len(powers) - 1) // _POWERS] for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def accuracy_chart(stages: Stages) -> dict[str, Any] | None:
@@ -49,12 +61,7 @@ def loss_chart(stages: Stages) -> dict[str, Any] | None:
     chart = _curves(stages, keys, 1.0, "loss", ".4f", {"y": 0.98, "yanchor": "top"})
     values = [value for trace in (chart or {"data": []})["data"] for value in trace["y"] if value is not None]
     if chart and values and min(values) > 0 and max(values) > _SQUEEZED * min(values):
-        chart["layout"]["yaxis"] |= {
-            "type": "log",
-            "title": {"text": "loss (logarithmic)"},
-            "nticks": 6,
-            "exponentformat": "power",
-        }
+        chart["layout"]["yaxis"] |= {"title": {"text": "loss (logarithmic)"}, **decades(min(values), max(values))}
     return chart
 
 
@@ -168,7 +175,7 @@ def _curves(
             }
         )
     layout = {
-        "xaxis": {"title": {"text": "epoch"}, "rangemode": "nonnegative", **whole_steps(epoch)},
+        "xaxis": counting_axis("epoch", epoch),
         "yaxis": {"title": {"text": title}},
         "shapes": bands,
         "annotations": notes,

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.report import numbers
-from prunus.report.figures import plain
+from prunus.report.figures import ABOVE, plain
 from prunus.report.page import fill
 
 COST_NAMES = {"macs": "MACs", "size_bytes": "bytes on disk"}
+_SHORT = {"macs": "MACs", "size_bytes": "bytes"}
 
 
 def render_front(title: str, rows: Sequence[Mapping[str, Any]], fronts: Mapping[str, Sequence[str]]) -> str:
@@ -20,16 +21,19 @@ def render_front(title: str, rows: Sequence[Mapping[str, Any]], fronts: Mapping[
         rows: cells as they stand in sweep.json.
         fronts: by cost, a key of COST_NAMES, the names of the cells in its front, cheapest first.
     """
+    keys = list(dict.fromkeys(key for row in rows for key in row["settings"]))
     return fill(
         "front.html.jinja",
-        styles=("page",),
+        styles=("page", "report"),
         scripts=("charts",),
         charts={cost: front_chart(rows, fronts[cost], cost) for cost in COST_NAMES},
         title=title,
         rows=rows,
         done=sum(row["status"] == "done" for row in rows),
-        keys=list(dict.fromkeys(key for row in rows for key in row["settings"])),
+        keys=keys,
+        words={key for key in keys if any(isinstance(row["settings"].get(key), str) for row in rows)},
         costs=COST_NAMES,
+        short=_SHORT,
         setting=setting,
     )
 
@@ -59,9 +63,10 @@ def front_chart(rows: Sequence[Mapping[str, Any]], front: Sequence[str], cost: s
             points("front", best, "--pruned", {"mode": "lines+markers", "line": line}),
         ],
         "layout": {
-            "xaxis": {"title": {"text": COST_NAMES[cost]}, "rangemode": "tozero"},
+            "xaxis": {"title": {"text": COST_NAMES[cost]}, "tickformat": "~s", "rangemode": "tozero"},
             "yaxis": {"title": {"text": "held-out accuracy (%)"}},
             "hovermode": "closest",
+            "legend": ABOVE,
         },
         "min_width": 0,
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prunus.report import numbers
+from prunus.report.figures import counting_axis
 from prunus.report.folder import Figures, RunFolder
 
 COLOURS = 8
@@ -144,7 +145,7 @@ def together_chart(runs: Mapping[str, RunFolder]) -> dict[str, Any] | None:
                 }
             )
     layout = {
-        "xaxis": {"title": {"text": "epoch"}, "rangemode": "nonnegative"},
+        "xaxis": counting_axis("epoch", max(sum(map(len, run.stages.values())) for run in runs.values())),
         "yaxis": {"title": {"text": "validation accuracy (%)"}},
         "hovermode": "x unified",
         "legend": {"y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},

@@ -80,7 +80,11 @@ def fill(
         trim_blocks=True,
     )
     environment.filters.update(
-        percent=numbers.percent, milliseconds=numbers.milliseconds, count=numbers.count, size=numbers.size
+        percent=numbers.percent,
+        milliseconds=numbers.milliseconds,
+        count=numbers.count,
+        size=numbers.size,
+        whole_words=whole_words,
     )
     assets = resources.files("prunus.report") / "assets"
 
@@ -94,6 +98,11 @@ def fill(
         plotly=_packed_plotly(),
         **values,
     )
+
+
+def whole_words(text: str) -> Markup:
+    """Write a command so that its lines end between words, and not after the hyphens of a flag."""
+    return Markup(" ").join(Markup('<span class="word">{}</span>').format(word) for word in text.split(" "))
 
 
 @functools.cache

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prunus.report.figures import ABOVE, plain, whole_steps
+from prunus.report.figures import ABOVE, counting_axis, plain
 
 _ROW = 16  # pixels of a group in the chart of all groups, where there are few
 _NAMED_ROW = 11  # pixels that a name takes at least
 _PALEST = 50  # % kept that may be drawn as palest, where no group has less: else all would look alike
 _NUMBERED = 16  # epochs at most
+_SHORTEST_BAR, _LONGEST_BAR = 90, 240  # pixels of the colours' key
 _TALLEST = 1400  # pixels that the groups get together, as long as every one still has a few
 
 
@@ -79,7 +80,7 @@ def search_chart(metrics: Sequence[dict[str, Any]], dense_macs: int) -> dict[str
     layout = {
         "barmode": "stack",
         "bargap": 0.2,
-        "xaxis": {"title": {"text": "epoch of the search"}, "rangemode": "nonnegative", **whole_steps(len(rows))},
+        "xaxis": counting_axis("epoch of the search", max(epochs)),
         "yaxis": {"title": {"text": "% of the dense network"}, "rangemode": "tozero"},
         "hovermode": "x unified",
         "legend": ABOVE,
@@ -120,10 +121,11 @@ def groups_chart(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
             "nticks": 5,
             "thickness": 10,
             "outlinewidth": 0,
-            "len": 240,
+            "len": max(_SHORTEST_BAR, min(_LONGEST_BAR, height * len(rows))),
             "lenmode": "pixels",
             "y": 1,
             "yanchor": "top",
+            "ypad": 0,
         },
         "hovertemplate": "%{text}<extra></extra>",
     }

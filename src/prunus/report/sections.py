@@ -74,7 +74,7 @@ def _searched(run: RunFolder) -> str:
         return f"None of the {last['channels']} channels came back; the last epoch kept {last['kept_channels']}"
     return (
         f"Of {last['channels']} channels {last['returned_channels_ever']} came back at some time; the last epoch kept "
-        f"{last['kept_channels']}, {last['kept_once_masked']} of which had been masked before"
+        f"{last['kept_channels']}, {last['kept_once_masked'] or 'none'} of which had been masked before"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunus.report import numbers
-from prunus.report.figures import ABOVE, plain, whole_steps
+from prunus.report.figures import ABOVE, counting_axis, plain
 from prunus.report.trials import Trial, WidthTrials
 
 _CHANGES = 4  # widths that are named of those that a trial changed
@@ -78,7 +78,7 @@ def _drawn(found: WidthTrials, title: str, values: Sequence[float | None]) -> di
         points("start", starts, "diamond", "--ink"),
     ]
     layout = {
-        "xaxis": {"title": {"text": "network"}, "rangemode": "nonnegative", **whole_steps(len(best))},
+        "xaxis": counting_axis("network", len(best)),
         "yaxis": {"title": {"text": title}},
         "hovermode": "closest",
         "legend": ABOVE,

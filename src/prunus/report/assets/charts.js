@@ -9,6 +9,7 @@
   document.head.append(library);
 
   const PAPER = 880; // pixels of height that a chart may have to fit on a page
+  const NUMBER = 26; // pixels that the number of an epoch takes
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const root = document.documentElement;
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
@@ -28,6 +29,10 @@
     if ("print" in root.dataset) {
       Object.assign(own, { width: place.clientWidth, height: place.clientHeight });
       if (own.xaxis?.type === "category") delete own.xaxis.dtick; // there is no room for every name
+    } else if (own.xaxis?.dtick && own.xaxis.range) {
+      const room = Math.floor((place.clientWidth - 80) / NUMBER); // on a phone not every epoch has its number
+      own.xaxis.dtick = Math.ceil((own.xaxis.range[1] - own.xaxis.range[0]) / room);
+      own.xaxis.tick0 = own.xaxis.dtick;
     }
     Plotly.react(place, coloured(data), {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
