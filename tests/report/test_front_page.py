@@ -35,6 +35,7 @@ def row(number: int, held_out: float | None, **settings: object) -> dict[str, An
 @pytest.fixture
 def page_of_a_sweep(tmp_path: Path) -> Path:
     rows = [row(1, 0.81, search_epochs=12), row(2, 0.7), row(3, 0.9, learning_rate=0.0123456), row(4, None)]
+    rows[1]["settings"] |= {"finetune_learning_rate": 0.05, "calibration_images": 1024, "recover": "reconstruct"}
     path = tmp_path / "front.html"
     path.write_text(render_front("resnet20 on digits", rows, FRONTS))
     return path

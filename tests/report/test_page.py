@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from prunus.report import print_summary, read_run, write_report
 from prunus.report.comparison import compare
 from prunus.report.figures import accuracy_chart, decades, loss_chart, sparsity_chart, widths_chart
 from prunus.report.search_figures import search_chart
-
 
 Open = Callable[..., Any]
 
@@ -153,7 +153,7 @@ def test_numbers_of_epochs_stand_upright_and_apart(tmp_path: Path, open_page: Op
     step = 16 // numbered
     assert [text for text, *_ in found] == [str(epoch) for epoch in range(step, 17, step)]
     assert all(height < 20 for *_, height in found)
-    assert all(here[2] + 2 < there[1] for here, there in zip(found, found[1:], strict=False))
+    assert all(here[2] + 2 < there[1] for here, there in pairwise(found))
 
 
 def test_options_that_were_chosen_are_shown(tmp_path: Path) -> None:

@@ -103,6 +103,31 @@ def test_an_inspection_prints_on_white_paper(tmp_path: Path, open_page: Open) ->
     assert (found["width"], found["scrolling"]) == (WIDTH, [])
 
 
+PIECES = """() => [...document.querySelectorAll(".network li")].map((row) => {
+  const centre = (element) => { const box = element.getBoundingClientRect(); return (box.top + box.bottom) / 2; };
+  const own = row.querySelectorAll(`svg g[data-node="${row.dataset.node}"] circle`);
+  const lines = [...row.querySelectorAll("svg path")].map((path) => path.getAttribute("d"));
+  return [own.length, own.length ? Math.abs(centre(own[0]) - centre(row)) : null, lines];
+})"""
+
+
+def test_on_paper_every_row_of_a_network_has_its_own_piece_of_the_drawing(tmp_path: Path, open_page: Open) -> None:
+    """A sheet's end pushes a row to the next one, and would leave a drawing of all rows behind."""
+    path = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["inspect", "resnet8", "--page", str(path)]).exit_code == 0
+    page = open_page(path)
+    page.locator(".network li").first.wait_for()
+    whole = page.locator(".network > svg path").evaluate_all("paths => paths.map((path) => path.getAttribute('d'))")
+    on_paper(page)
+    pieces = page.evaluate(PIECES)
+    assert len(pieces) > 10 and all(count == 1 and off < 1 for count, off, _ in pieces)
+    drawn = [line for *_, lines in pieces for line in lines]
+    assert set(drawn) == set(whole) and len(drawn) > len(whole), "a line is drawn in each of its rows"
+    assert page.evaluate("getComputedStyle(document.querySelector('.network > svg')).visibility") == "hidden"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator(".network li svg").count() == 0 and page.locator(".sliced").count() == 0
+
+
 def test_on_paper_a_note_gives_way_before_the_name_of_a_layer_does(tmp_path: Path, open_page: Open) -> None:
     path = tmp_path / "page.html"
     assert CliRunner().invoke(app, ["inspect", "googlenet", "--page", str(path)]).exit_code == 0

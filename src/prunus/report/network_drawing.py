@@ -42,10 +42,12 @@ class DrawnNode:
 
 @dataclass(frozen=True)
 class Line:
-    """The path of one result to a row that reads it, as an SVG path, and the group that colours it."""
+    """The path of one result to a row that reads it, as an SVG path, its group's colour, and the rows that it is in."""
 
     path: str
     group: int
+    first: int
+    last: int
 
 
 def lanes_of(inputs: Sequence[Sequence[int]]) -> list[int]:
@@ -115,7 +117,8 @@ def _lines(nodes: Sequence[DrawnNode], xs: Sequence[float]) -> list[Line]:
     for row, node in enumerate(nodes):
         for source in node.inputs:
             start = source if last[source] == row else row - 1
-            lines.append(Line(_path(xs[source], _middle(start), xs[row], _middle(row)), nodes[source].group))
+            path = _path(xs[source], _middle(start), xs[row], _middle(row))
+            lines.append(Line(path, nodes[source].group, start, row))
     return lines
 
 

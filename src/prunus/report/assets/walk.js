@@ -20,6 +20,29 @@ const prunusPairs = (entries) => {
   }
   return pairs;
 };
+// A sheet of paper ends between two rows and pushes the next one down: there every row has its own piece of the drawing.
+const prunusSlice = (network) => {
+  const whole = network.querySelector("svg");
+  const parts = [...whole.children].map((part) => {
+    const [first, last] = (part.dataset.rows ?? `${part.dataset.node} ${part.dataset.node}`).split(" ").map(Number);
+    return { part, first, last };
+  });
+  const [width, height] = ["width", "height"].map((name) => Number(whole.getAttribute(name)));
+  const rows = network.querySelectorAll("li");
+  rows.forEach((row, at) => {
+    const piece = whole.cloneNode(false);
+    piece.setAttribute("height", height / rows.length);
+    piece.setAttribute("viewBox", `0 ${(at * height) / rows.length} ${width} ${height / rows.length}`);
+    for (const { part, first, last } of parts) if (first <= at && at <= last) piece.append(part.cloneNode(true));
+    row.append(piece);
+  });
+  network.classList.add("sliced");
+};
+addEventListener("beforeprint", () => document.querySelectorAll(".network:not(.sliced)").forEach(prunusSlice));
+addEventListener("afterprint", () => {
+  for (const piece of document.querySelectorAll(".network li svg")) piece.remove();
+  for (const network of document.querySelectorAll(".sliced")) network.classList.remove("sliced");
+});
 // `nodes` have `groups`, pairs of number and count, and `text` to search in; `describe` gives the elements of a panel.
 const prunusWalk = (root, nodes, describe) => {
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
