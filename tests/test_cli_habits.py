@@ -15,9 +15,11 @@ from types import ModuleType
 
 import pytest
 import typer
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from prunus import pipeline
 from prunus.checking import CheckRow
 from prunus.cli import app
 from prunus.cli.talk import Talk, run_and_show
@@ -66,6 +68,47 @@ def test_every_command_with_a_table_has_json_quiet_and_verbose() -> None:
             assert flag in section, section.partition("`")[0]
 
 
+RUN = ("--model", "resnet8", "--data", "digits", "--macs", "0.5", "--epochs", "1", "--finetune-epochs", "0")
+COMMANDS = {
+    "compress": ["compress", *RUN, "--threads", "1", "--out", "run"],
+    "compress --dense-only": ["compress", *RUN, "--threads", "1", "--out", "dense", "--dense-only"],
+    "compress --print-config": ["compress", *RUN, "--print-config"],
+    "demo": ["demo", "--out", "run"],
+    "report": ["report", "run"],
+    "report --follow": ["report", "run", "--follow"],
+    "sweep": ["sweep", "sweep.yaml"],
+    "sweep --dry-run": ["sweep", "sweep.yaml", "--dry-run"],
+    "inspect": ["inspect", "resnet8"],
+    "check": ["check", "resnet8"],
+    "export": ["export", "run", "--to", "pt2"],
+    "predict": ["predict", "run", "image.png"],
+    "bench": ["bench", "run", "--runtime", "torch"],
+    "doctor": ["doctor"],
+}
+
+
+@pytest.mark.slow
+def test_every_command_prints_json_alone_and_is_quiet_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("image.png")
+    cells = "base: {model: resnet8, data: digits, epochs: 1, finetune_epochs: 0, threads: 1}\ngrid: {macs: [0.5]}\n"
+    Path("sweep.yaml").write_text(cells)
+    # The demo is the same command with other settings, and lasts: here its run is there already.
+    monkeypatch.setattr(pipeline, "demo", lambda out, *_, **__: out)
+    assert {words[0] for words in COMMANDS.values()} == set(get_command(app).commands)  # type: ignore[attr-defined]
+    for name, words in COMMANDS.items():
+        result = prunus_command(*words, "--json", "--quiet")
+        assert result.exit_code == 0, f"{name}: {result.output}"
+        assert result.stderr == "", name
+        assert json.loads(result.stdout), name
+        plain = prunus_command(*words, "--quiet")
+        assert plain.exit_code == 0 and plain.stderr == "", f"{name}: {plain.output}"
+        assert (plain.stdout == "") == (name == "doctor"), f"{name} has a result, which is no chatter"
+        assert "\x1b" not in plain.stdout, name
+
+
 @pytest.mark.parametrize(("typed", "offered"), [("prunus in", ["inspect"]), ("prunus compress --ep", ["--epochs"])])
 def test_a_shell_completes_commands_and_flags(typed: str, offered: list[str]) -> None:
     words = {"_PRUNUS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
@@ -73,6 +116,14 @@ def test_a_shell_completes_commands_and_flags(typed: str, offered: list[str]) ->
         [sys.executable, "-m", "prunus"], env=os.environ | words, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == offered, done.stderr
+
+
+def test_what_a_flag_is_for_stays_on_the_line_of_its_offer() -> None:
+    words = {"_PRUNUS_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    asked = os.environ | words | {"_TYPER_COMPLETE_ARGS": "prunus compress --sea"}
+    done = subprocess.run([sys.executable, "-m", "prunus"], env=asked, capture_output=True, text=True, check=False)
+    offers = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert offers == ["--search-epochs", "--search-minutes"], done.stdout + done.stderr
 
 
 def test_completion_can_be_installed() -> None:

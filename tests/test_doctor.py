@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 import prunus
 from prunus.cli import app
+from prunus.deploy.formats import litert
 from prunus.doctor import Finding, examine
 
 
@@ -113,5 +114,22 @@ def test_the_command_speaks_to_people_and_to_programs() -> None:
     assert text.exit_code == 0 and text.stderr == ""
     assert f"  ✓ prunus: {prunus.__version__}, " in text.stdout and "all that Prunus needs is there" in text.stdout
     rows = json.loads(prunus_command("doctor", "--json").stdout)
-    assert {row["section"] for row in rows} == {"versions", "extras", "devices", "folders", "data sets"}
+    assert {row["section"] for row in rows} == {"versions", "extras", "programs", "devices", "folders", "data sets"}
     assert "  ✓ numpy: " in prunus_command("doctor", "--verbose").stdout and "  ✓ numpy: " not in text.stdout
+
+
+def test_programs_that_pip_does_not_bring_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PRUNUS_LITERT_PYTHON", raising=False)
+    monkeypatch.setattr(litert, "find_spec", lambda _: None)
+    found = examine()
+    missing = named(found, "programs", "litert converter")
+    assert missing.state == "missing" and "litert/bin/pip install litert-torch" in missing.fix
+    browser = named(found, "programs", "chromium")
+    assert (browser.state, browser.fix) == ("missing", "apt-get install chromium")
+    for name in ("chromium", "python"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PRUNUS_LITERT_PYTHON", str(tmp_path / "python"))
+    found = examine()
+    assert named(found, "programs", "litert converter").text == str(tmp_path / "python")
+    assert named(found, "programs", "chromium") == Finding("programs", "chromium", "ok", str(tmp_path / "chromium"))

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
     "inspection": COSTED | {"checking"},  # rows
     "inspecting": PRUNED | {"models", "checking", "inspection"},  # what a trace says, with costs
-    "doctor": {"deploy", "data"},  # looks at what is installed, and at these for their folders and names
+    "doctor": {"errors", "deploy", "data"},  # looks at what is installed, and at these for their folders and names
     "data": BASE,
     "training": BASE,  # knows nothing of pruning
     "report": BASE,  # reads files only

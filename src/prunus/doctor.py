@@ -18,8 +18,11 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from prunus.errors import ConfigError
+
 State = Literal["ok", "note", "missing", "broken"]
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _LOW_BYTES = 2 * 10**9  # of free disk; CIFAR's archive, its decoded images and a run's checkpoints take about 1 GB
 
 
@@ -40,6 +43,7 @@ def examine() -> list[Finding]:
     for section, check in (
         ("versions", _versions),
         ("extras", _extras),
+        ("programs", _programs),
         ("devices", _devices),
         ("folders", _folders),
         ("data sets", _data_sets),
@@ -67,6 +71,23 @@ def _extras() -> Iterator[Finding]:
             yield Finding("extras", extra, "missing", f"without {', '.join(lacking)}", command)
         else:
             yield Finding("extras", extra, "ok", ", ".join(f"{part.name} {part.text}" for part in parts))
+
+
+def _programs() -> Iterator[Finding]:
+    """Look for what pip does not bring along."""
+    from prunus.deploy.formats import litert
+
+    try:
+        yield Finding("programs", "litert converter", "ok", litert.converter())
+    except ConfigError as error:
+        what, _, command = str(error).partition(": ")
+        yield Finding("programs", "litert converter", "missing", what, command)
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is not None:
+        yield Finding("programs", "chromium", "ok", browser)
+    else:
+        text = "not on the PATH: the tests that look at pages are skipped"
+        yield Finding("programs", "chromium", "missing", text, "apt-get install chromium")
 
 
 def _requirements(extra: str, seen: frozenset[str] = frozenset()) -> list[Requirement]:

@@ -118,4 +118,6 @@ def main() -> None:
     # of 59 s on an idle one; with OMP_WAIT_POLICY=PASSIVE 177 and 77 s.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "_PRUNUS_COMPLETE" in os.environ:  # a shell asks; a line of help that is wrapped would be an offer of its own
+        os.environ["COLUMNS"] = "1000"
     app(prog_name="prunus")

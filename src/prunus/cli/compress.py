@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from prunus.cli.talk import Talk, run_and_show
+from prunus.cli.talk import Talk, rank, run_and_show
 from prunus.config import RunConfig, flag_name, load_config
 
 
@@ -48,14 +49,15 @@ def compress(
     def run(talk: Talk) -> Path | None:
         settings = load_config(config, flags)
         if print_config:
-            typer.echo(settings.to_yaml(), nl=False)
+            talk.data(settings.model_dump_json(indent=1) if json else settings.to_yaml().rstrip("\n"))
             return None
         from prunus.pipeline import compress as run_pipeline
 
         folder = run_pipeline(settings, talk.messages, fresh=fresh, max_minutes=max_minutes, dense_only=dense_only)
         if dense_only and not (folder / "summary.json").exists():
-            if (folder / "dense.safetensors").exists():
-                talk.messages.print(f"dense      {folder / 'dense.safetensors'}", highlight=False, soft_wrap=True)
+            dense = folder / "dense.safetensors"
+            if dense.exists() and rank() == 0:
+                talk.data(dumps({"dense": str(dense)}) if json else str(dense))
             return None
         return folder
 

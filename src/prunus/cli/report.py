@@ -43,8 +43,6 @@ def report(
     """
 
     def run(talk: Talk) -> None:
-        from prunus.report import write_report
-
         if follow:
             _follow(runs, out, talk, json=json, show=show)
             return
@@ -52,6 +50,8 @@ def report(
             if not (folder / "summary.json").is_file():
                 raise ConfigError(f"{folder} is no finished run: it has no summary.json. {_way_on(folder)}")
         with talk.waiting("writing the page"):
+            from prunus.report import write_report
+
             page = write_report(runs, out)
         _say(page, talk, json=json)
         if show:

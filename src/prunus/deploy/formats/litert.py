@@ -53,7 +53,7 @@ def write_int8(captured: Captured, path: Path, info: FileInfo, calibration: Samp
 
 
 def _convert(captured: Captured, path: Path, info: FileInfo, calibration: Samples | None = None) -> tuple[Path, ...]:
-    python = _python()
+    python = converter()
     with tempfile.TemporaryDirectory() as folder:
         graph, converted = Path(folder) / "graph.pt2", Path(folder) / "model.tflite"
         with quietly():
@@ -101,7 +101,7 @@ def open_file(path: Path, threads: int) -> Runner:
     return Runner(info, f"LiteRT {version}", infer)
 
 
-def _python() -> str:
+def converter() -> str:
     """Return the Python that has the converter: the one that the user names, or this one.
 
     Raises:
