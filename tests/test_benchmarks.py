@@ -227,6 +227,17 @@ def test_the_search_is_timed_beside_a_dense_training_and_written_down(tmp_path: 
     assert "| processor |" in page.read_text()
 
 
+@pytest.mark.slow
+def test_what_a_pruner_adds_to_a_step_is_timed(tmp_path: Path) -> None:
+    out = tmp_path / "own_loop.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "own_loop.py"), "--model", "resnet8", "--steps", "2"]
+    subprocess.run([*command, "--batch-size", "4", "--out", str(out)], check=True, capture_output=True, timeout=120)
+    found = json.loads(out.read_text())
+    assert (found["model"], found["steps"], found["batch_size"], found["threads"]) == ("resnet8", 2, 4, 1)
+    assert set(found["ratio"]) == {"penalty None", "penalty bn_scale", "penalty group_lasso"}
+    assert all(ratio > 0 for ratio in found["ratio"].values()) and found["step_seconds"] > 0
+
+
 def test_the_quickest_plan_that_keeps_as_much_of_the_scores() -> None:
     """Channels of conv2 take nearly all of the time, so they go first, and as many as may."""
     loader = SourceFileLoader("benchmark_of_latency", str(ROOT / "benchmarks" / "latency.py"))

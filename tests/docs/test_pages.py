@@ -1,4 +1,4 @@
-"""What the pages tell people to type works: Python and cheap commands run, all other commands are parsed."""
+"""What the pages tell people to type works: Python and cheap commands run, all commands are parsed."""
 
 from __future__ import annotations
 

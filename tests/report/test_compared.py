@@ -133,7 +133,7 @@ def test_latency_in_other_runtimes_is_shown_where_it_was_measured(tmp_path: Path
     for part in (
         "pruned (ort)",
         "1.23 ms",
-        "1.2 – 1.31 ms",
+        "1.20 – 1.31 ms",
         "1.50×",
         "1.74×",
         "Median of 50 calls, batch 1, 2 threads, X1",

@@ -40,3 +40,19 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert numbers.times(2.0, 1.0) == "2.00×"
     assert numbers.milliseconds(2.345) == "2.35 ms" or numbers.milliseconds(2.345) == "2.34 ms"
     assert numbers.milliseconds(123.4) == "123 ms"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.21, "0.210"),
+        (0.2726, "0.273"),
+        (2.0, "2.00"),
+        (10.04, "10.0"),
+        (99.949, "99.9"),
+        (99.96, "100"),
+        (2512.6, "2513"),
+    ],
+)
+def test_three_digits_are_three_whatever_they_are(value: float, text: str) -> None:
+    assert numbers.three_digits(value) == text

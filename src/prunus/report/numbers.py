@@ -29,10 +29,13 @@ def size(number: int) -> str:
 
 
 def milliseconds(number: float | None) -> str:
-    """Write a time in ms with three significant digits, or a dash where it was not measured."""
-    if number is None:
-        return "–"
-    return f"{number:.0f} ms" if number >= 100 else f"{number:.3g} ms"
+    """Write a time in ms with three significant digits, or a dash where it was not measured: 0.21 → "0.210 ms"."""
+    return "–" if number is None else f"{three_digits(number)} ms"
+
+
+def three_digits(number: float) -> str:
+    """Write a number with three significant digits, zeros at the end too, so that those of a column are alike."""
+    return f"{number:.0f}" if number >= 99.95 else f"{number:#.3g}"
 
 
 def times(before: float | None, after: float | None) -> str:

@@ -123,7 +123,7 @@ def _bench(rows: tuple[Bench, ...]) -> dict[str, Any] | None:
             {
                 "name": row.name,
                 "median": numbers.milliseconds(row.median_ms),
-                "spread": f"{row.p10_ms:.3g} – {row.p90_ms:.3g} ms",
+                "spread": f"{numbers.three_digits(row.p10_ms)} – {numbers.milliseconds(row.p90_ms)}",
                 "faster": f"{row.speedup:.2f}×",
                 "fewer": "–" if row.macs_reduction is None else f"{row.macs_reduction:.2f}×",
                 "size": numbers.size(row.size_bytes),
