@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from prunus.config.fields import Fraction, Real, Whole, flag
 from prunus.config.recipes import Tier
 
+Optimizer = Literal["sgd", "muon"]
 Schedule = Literal["one-cycle", "cosine", "multi-step", "constant"]
 
 
@@ -76,6 +77,13 @@ class TrainingFields(BaseModel):
         "4",
         ge=1,
         le=500_000,
+    )
+    optimizer: Optimizer = flag(
+        "sgd",
+        "Training",
+        "NAME",
+        "sgd, or muon: orthogonal steps for filters, which learn more an epoch in short trainings (Jordan et al. 2024).",
+        "muon",
     )
     learning_rate: Real = flag(
         0.2, "Training", "RATE", "Peak learning rate of the dense training.", "0.1", gt=0, le=100

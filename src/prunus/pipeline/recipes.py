@@ -86,6 +86,7 @@ def _shared(run: Run) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "accumulate": config.accumulate,
         "sync_batchnorm": config.sync_batchnorm,
+        "optimizer": config.optimizer,
         "weight_decay": config.weight_decay,
         "label_smoothing": config.label_smoothing,
         "crop_padding": config.crop_padding if config.crop_padding is not None else side // 8,

@@ -27,6 +27,7 @@ DENSE_KEYS = (
     "learning_rate",
     "learning_rate_schedule",
     "warmup_epochs",
+    "optimizer",
     "weight_decay",
     "label_smoothing",
     "validation",

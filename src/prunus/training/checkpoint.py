@@ -34,6 +34,7 @@ _KEY = "prunus_checkpoint"  # of the JSON in the metadata
 _LATER = {
     "accumulate": 1,
     "mixup": 0.0,
+    "optimizer": "sgd",
     "sync_batchnorm": False,
 }  # what a recipe had not when there were checkpoints; at these values nothing differs
 

@@ -7,26 +7,29 @@ import math
 import torch
 from torch import nn
 
+from prunus.training.muon import Muon, has_filters
 from prunus.training.recipe import Recipe
 
 
-def build_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Build SGD with Nesterov momentum over the trainable parameters; its learning rate is set before each step.
+def build_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Build the recipe's optimiser over the trainable parameters; its learning rate is set before each step.
 
-    Weight decay is for matrices and filters. Vectors (BatchNorm scales and shifts, biases) have none: pulling them
-    towards 0 limits what the layer can say without keeping it from overfitting.
+    Both have Nesterov momentum. Weight decay is for matrices and filters. Vectors (BatchNorm scales and shifts, biases)
+    have none: pulling them towards 0 limits what the layer can say without keeping it from overfitting.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    muon = recipe.optimizer == "muon"
+    filters = [p for p in trainable if muon and has_filters(p)]
+    matrices = [p for p in trainable if p.ndim > 1 and not (muon and has_filters(p))]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": filters, "weight_decay": recipe.weight_decay, "orthogonal": True},
+        {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-    )
+    groups = [group for group in groups if group["params"]]
+    if muon:
+        return Muon(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from prunus.errors import ConfigError
 
 Schedule = Literal["one-cycle", "cosine", "multi-step", "constant"]
+Optimizer = Literal["sgd", "muon"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -20,6 +21,7 @@ class Recipe:
         epochs: passes over the training images, 1 or more.
         batch_size: images a step; an incomplete last batch is left out (the order changes every epoch).
         learning_rate: the peak of the schedule.
+        optimizer: "sgd", or "muon", which gives filters orthogonal steps (`prunus.training.muon`).
         momentum: Nesterov momentum, in [0, 1).
         weight_decay: L2 penalty on weights; BatchNorm scales and all biases have none.
         schedule: after the warm-up, "one-cycle" falls in a straight line to 0, "cosine" along half a cosine to 0,
@@ -45,6 +47,7 @@ class Recipe:
     epochs: int
     batch_size: int = 128
     learning_rate: float = 0.1
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
@@ -69,6 +72,7 @@ class Recipe:
                 ("epochs", "1 or more", self.epochs >= 1),
                 ("batch_size", "1 or more", self.batch_size >= 1),
                 ("learning_rate", "above 0", 0 < self.learning_rate < float("inf")),
+                ("optimizer", f"one of {', '.join(get_args(Optimizer))}", self.optimizer in get_args(Optimizer)),
                 ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
                 ("weight_decay", "0 or more", 0 <= self.weight_decay < float("inf")),
                 ("schedule", f"one of {', '.join(get_args(Schedule))}", self.schedule in get_args(Schedule)),
