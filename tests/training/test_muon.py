@@ -1,4 +1,4 @@
-"""Orthogonal steps for filters: by their definition, against torch's Muon, through a checkpoint and through a removal."""
+"""Orthogonal steps for filters: by definition, against torch's Muon, through checkpoints and through a removal."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_everything_else_has_sgd() -> None:
 
 
 def test_steps_by_hand() -> None:
-    """Two steps of a 4×8 filter bank, from the definition: momentum, a look ahead, orthogonal, decay, a rate's share."""
+    """Two steps of a 4×8 filter bank, from the definition."""
     model = make_network()
     weight = model[3].weight
     optimiser = build_optimiser(model, RECIPE)
@@ -100,7 +100,7 @@ def test_steps_by_hand() -> None:
 
 
 def test_a_step_is_that_of_torch() -> None:
-    """On a matrix, torch's Muon goes the same way; it iterates in bfloat16 and averages gradients, which scales both."""
+    """On a matrix, torch's Muon goes the same way; it iterates in bfloat16, and its rate is that of the step."""
     torch.manual_seed(0)
     start, gradient = torch.randn(12, 6), torch.randn(12, 6)
     mine, its = (nn.Parameter(start.clone()) for _ in range(2))

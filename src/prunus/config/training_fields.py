@@ -82,7 +82,7 @@ class TrainingFields(BaseModel):
         "sgd",
         "Training",
         "NAME",
-        "sgd, or muon: orthogonal steps for filters, which learn more an epoch in short trainings (Jordan et al. 2024).",
+        "sgd, or muon (Jordan et al. 2024): filters take orthogonal steps, and short trainings come further.",
         "muon",
     )
     learning_rate: Real = flag(
