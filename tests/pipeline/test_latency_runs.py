@@ -15,8 +15,11 @@ from rich.console import Console
 
 from prunus import pipeline
 from prunus.config import RunConfig, load_config
+from prunus.deploy import formats
 from prunus.errors import BudgetError, ConfigError, FileFormatError
 from prunus.plan import PruningPlan
+from prunus.report import numbers, read_run
+from prunus.report.comparison import int8_text
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,27 @@ def test_the_promise_is_measured_and_kept_on_the_network_itself(images: Path, tm
     assert all(len(group.keep) % multiple == 0 or len(group.keep) == group.size for group in fusion.groups)
 
 
+def test_the_summary_has_the_latency_of_the_runtime_asked_for(images: Path, tmp_path: Path) -> None:
+    run(images, tmp_path / "a", macs=0.5, runtime="ort", int8=True)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["latency"].keys() == {"dense", "pruned", "int8"}
+    assert all(one["runtime"].startswith("ONNX Runtime") for one in summary["latency"].values())
+    taken = {name: one["median_ms"] for name, one in summary["latency"].items()}
+    told = summary["dense"]["latency_ms"], summary["pruned"]["latency_ms"], summary["int8"]["latency_ms"]
+    assert told == tuple(taken[name] for name in ("dense", "pruned", "int8")) and min(told) > 0
+    assert summary["latency_budget"] == {}
+    assert f", {numbers.milliseconds(taken['int8'])};" in int8_text(read_run(tmp_path / "a").summary)
+
+
+def test_a_runtime_that_is_not_here_is_said_before_any_training(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "ncnn" else object())
+    with pytest.raises(ConfigError, match=r"needs ncnn, not installed here: pip install 'prunus\[ncnn\]'"):
+        run(images, tmp_path / "a", macs=0.5, runtime="ncnn")
+    assert not (tmp_path / "a" / "metrics.jsonl").read_text()
+
+
 def test_what_cannot_be(images: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"^0\.01 of .*s of latency is not reachable: "):
         run(images, tmp_path / "a", latency=0.01)
@@ -97,7 +121,6 @@ def test_what_cannot_be(images: Path, tmp_path: Path) -> None:
     given = {"model": "resnet20", "data": "digits"}
     for changes, message in (
         ({"latency": "2"}, "without a unit"),
-        ({"macs": "0.5", "runtime": "ncnn"}, "--runtime ncnn does nothing here: .*add --latency 0.5"),
         ({"macs": "0.5", "round_to": "auto"}, "--round-to auto does nothing here"),
         ({"macs": "0.5", "round_to": "0"}, "is neither a whole number from 1 to 1024 nor auto"),
     ):

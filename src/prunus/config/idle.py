@@ -68,10 +68,6 @@ def idle_options(config: RunConfig) -> list[str]:
             "--compile does not go with --sync-batchnorm, which talks to other processes: leave one of them out"
         )
     if config.latency is None:
-        idle += [
-            f"{given} does nothing here: it is what --latency is measured in; add --latency 0.5"
-            for given in _given(config, ("runtime",))
-        ]
         if config.normalize == "latency":
             idle.append("--normalize latency does nothing here: it is measured with --latency; type --normalize cost")
         if config.round_to == "auto":

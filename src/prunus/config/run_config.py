@@ -15,7 +15,7 @@ from prunus.config.messages import BUDGET_ERROR
 from prunus.config.plain_yaml import dump_mapping
 from prunus.config.pruning_fields import PruningFields
 from prunus.config.recipes import with_recipe
-from prunus.config.running_fields import RunningFields
+from prunus.config.running_fields import RunningFields, Runtime
 from prunus.config.training_fields import TrainingFields
 from prunus.config.what_fields import BudgetFields, WhatFields
 from prunus.errors import ConfigError
@@ -54,6 +54,11 @@ class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, Budget
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def latency_runtime(self) -> Runtime:
+        """Where latency is measured: as asked for, else ONNX Runtime where it is a budget, and PyTorch where not."""
+        return self.runtime or ("torch" if self.latency is None else "ort")
 
     @property
     def run_dir(self) -> Path:

@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from prunus.config.fields import Real, Whole, flag
 
+Runtime = Literal["ort", "executorch", "ncnn", "torch"]
+
 
 class RunningFields(BaseModel):
     """Where and how a run is carried out."""
@@ -41,8 +43,13 @@ class RunningFields(BaseModel):
         "tensorboard",
         pattern=r"^[a-z_]{1,40}$",
     )
-    runtime: Literal["ort", "executorch", "ncnn", "torch"] = flag(
-        "ort", "Running", "NAME", "Where --latency is measured: ort (ONNX Runtime), executorch, ncnn or torch.", "ncnn"
+    runtime: Runtime | None = flag(
+        None,
+        "Running",
+        "NAME",
+        "Where latency is measured: ort (ONNX Runtime), executorch, ncnn or torch. [default: ort with --latency, torch "
+        "without]",
+        "ncnn",
     )
     skip_bad_images: bool = flag(
         False, "Running", "", "Leave unreadable images out, and count them, instead of stopping.", "true"

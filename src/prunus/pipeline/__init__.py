@@ -24,6 +24,7 @@ from prunus.pipeline.run import choose_device, prepare
 from prunus.pipeline.run_folder import RunFolder, open_run
 from prunus.pipeline.search import obtain_removed, rehearse
 from prunus.pipeline.sparse import obtain_sparse
+from prunus.pipeline.timing import rehearse_latency
 from prunus.pipeline.tracking import Track, open_tracker
 from prunus.report import write_report
 from prunus.stopping import Stopping
@@ -122,6 +123,7 @@ def _carry_out(
         team.tell(True)
     if not folder.dense.exists():
         rehearse(run)
+        rehearse_latency(run)
         if config.int8:
             rehearse_int8(run)
     try:

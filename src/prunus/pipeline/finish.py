@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunus.cost import count_cost
-from prunus.deploy import Latency, load, measure_latency, processor_name, save
+from prunus.deploy import Latency, load, processor_name, save
 from prunus.errors import BudgetError
 from prunus.files import atomic_write_json
 from prunus.models.initialise import reinitialise
@@ -23,7 +23,7 @@ from prunus.pipeline.options import chosen_options
 from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.search import plan_of, rounds_epochs
-from prunus.pipeline.timing import measured_latency
+from prunus.pipeline.timing import measure_networks, promised_latency
 from prunus.training.evaluate import Predicted, predict_classes
 
 
@@ -66,7 +66,7 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
     write_details(run, dense, plan_of(run), found)
     int8 = _int8(run)
     accuracies = [_accuracy(run, found.get(name)) for name in ("dense", "pruned")]
-    latency = measure_latency({"dense": dense, "pruned": small}, run.proof_inputs()[:1])
+    latency = measure_networks(run, {"dense": dense, "pruned": small})
     files = {
         "dense": run.folder.dense,
         "model": run.folder.model,
@@ -98,9 +98,9 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
             "recovery": read_recovery(run),
             "dense": dense_side,
             "pruned": pruned_side,
-            **({"int8": int8} if int8 else {}),
+            **({"int8": int8 | {"latency_ms": _median(latency.get("int8"))}} if int8 else {}),
             "latency": {name: dataclasses.asdict(value) for name, value in latency.items()},
-            "latency_budget": measured_latency(run, dense, small),
+            "latency_budget": promised_latency(run, latency),
             "files": {what: file.name for what, file in files.items() if file.exists()},
             "widths": _widths(dense, small),
         },
@@ -164,3 +164,7 @@ def _widths(dense: nn.Module, small: nn.Module) -> list[dict[str, Any]]:
         for name, module in dense.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
+
+
+def _median(latency: Latency | None) -> float | None:
+    return None if latency is None else latency.median_ms

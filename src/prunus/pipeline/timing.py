@@ -5,6 +5,7 @@ latency.json in the run folder keeps what was measured, so that a run that goes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +15,11 @@ from torch import nn
 from prunus.budget import Budget
 from prunus.cost import format_latency, predict_cost
 from prunus.data.cache import default_cache_dir
+from prunus.deploy import Latency, measure_latency, open_exported, processor_name
+from prunus.deploy.benchmarking import time_in_turns
+from prunus.deploy.latency import percentiles
 from prunus.deploy.layer_times import Clock, MeasuredTimes, decode_times, encode_times, measure_times
-from prunus.errors import BudgetError, FileFormatError
+from prunus.errors import BudgetError, FileFormatError, ModelError
 from prunus.files import atomic_write_json, read_json
 from prunus.graph.channels import ChannelGraph
 from prunus.methods import Choice
@@ -26,6 +30,8 @@ _ATTEMPTS = 4
 _CLOSE = (0.95, 1.0)  # of the promise, where an attempt is good enough
 _NOISE = 1.03  # of the promise, where it is still kept
 _THREADS = 1
+_CALLS = 100  # of the finished networks, and before the clock counts
+_WARMUP = 10
 
 
 def timed(run: Run, model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
@@ -34,7 +40,7 @@ def timed(run: Run, model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
         return graph
     if run.folder.latency.exists():
         return graph.with_times(_read(run)[0].times)
-    run.say(f"latency    timing layers in {run.config.runtime}, {_THREADS} thread, one image")
+    run.say(f"latency    timing layers in {run.config.latency_runtime}, {_THREADS} thread, one image")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("timing", total=None)
@@ -42,7 +48,7 @@ def timed(run: Run, model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
             model,
             graph,
             run.proof_inputs(),
-            runtime=run.config.runtime,
+            runtime=run.config.latency_runtime,
             threads=_THREADS,
             cache_dir=run.config.cache_dir or default_cache_dir(),
             progress=lambda done, of: bar.update(task, completed=done, total=of),
@@ -81,26 +87,53 @@ def kept_budget(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choic
     return with_latency(budget, int(chosen["limit_ps"]))
 
 
-def measured_latency(run: Run, dense: nn.Module, small: nn.Module) -> dict[str, Any]:
-    """Time the finished network beside the dense one in the budget's runtime; empty without a budget of latency."""
+def rehearse_latency(run: Run) -> None:
+    """Open the untrained network in the runtime asked for, so that what cannot work is said before hours of training.
+
+    Raises:
+        ConfigError: the runtime, or what writes its files, is not installed.
+        ModelError: its files cannot hold the network.
+    """
+    if run.config.latency_runtime != "torch":
+        try:
+            Clock(run.config.latency_runtime, _THREADS).open(run.build().eval(), run.input_shape)
+        except ModelError as error:
+            raise ModelError(f"--runtime {run.config.latency_runtime}: {error}") from error
+
+
+def measure_networks(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
+    """Time networks in turns, one image on one thread; in ONNX Runtime also the file with 8-bit integers, as "int8"."""
+    runtime = run.config.latency_runtime
+    if runtime == "torch":
+        return measure_latency(networks, run.proof_inputs()[:1])
+    clock = Clock(runtime, _THREADS)
+    runners = {name: clock.open(network.cpu(), run.input_shape) for name, network in networks.items()}
+    if run.config.int8 and runtime == "ort":
+        runners["int8"] = open_exported(run.folder.int8, _THREADS)
+    times = time_in_turns(runners, 1, _CALLS, _WARMUP)
+    return {
+        name: Latency(*percentiles(taken), _CALLS, _THREADS, 1, clock.version, processor_name())
+        for name, taken in times.items()
+    }
+
+
+def promised_latency(run: Run, taken: Mapping[str, Latency]) -> dict[str, Any]:
+    """Set the latency that was promised beside what the finished network takes; empty without a budget of latency."""
     budget = Budget(**run.config.budgets)
     if budget.latency_ps is None:
         return {}
     found, _ = _read(run)
-    clock = Clock(run.config.runtime, _THREADS)
-    taken = clock.seconds([clock.open(model.cpu(), run.input_shape) for model in (dense, small)], percentile=50)
-    promised = budget.latency_ps if isinstance(budget.latency_ps, int) else budget.latency_ps * taken[0] * 1e12
-    small_taken, dense_taken, allowed = (
-        format_latency(round(picoseconds)) for picoseconds in (1e12 * taken[1], 1e12 * taken[0], promised)
-    )
-    run.say(f"latency    {small_taken} in {found.runtime}, promised {allowed} (dense {dense_taken})")
+    dense, small = (1e9 * taken[name].median_ms for name in ("dense", "pruned"))  # picoseconds
+    promised = budget.latency_ps if isinstance(budget.latency_ps, int) else budget.latency_ps * dense
+    told = [format_latency(round(value)) for value in (small, promised, dense)]
+    run.say(f"latency    {told[0]} in {found.runtime}, promised {told[1]} (dense {told[2]})")
     return {
         "runtime": found.runtime,
         "processor": found.processor,
         "threads": _THREADS,
         "promised_ms": round(promised / 1e9, 4),
-        "measured_ms": round(1e3 * taken[1], 4),
-        "dense_ms": round(1e3 * taken[0], 4),
+        "measured_ms": taken["pruned"].median_ms,
+        "dense_ms": taken["dense"].median_ms,
         "table_error": found.table_error,
         "network_error": found.network_error,
     }
@@ -115,7 +148,7 @@ def _search(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choice, b
     whole = predict_cost(graph, graph.keep_all(), header_bytes=settings.header_bytes)
     limit = budget.limits(whole)["latency_ps"]
     attempts: list[dict[str, float]] = []
-    clock = Clock(run.config.runtime, _THREADS)
+    clock = Clock(run.config.latency_runtime, _THREADS)
     whole_network = clock.open(dense.cpu(), run.input_shape)
     for _ in range(_ATTEMPTS):
         try:

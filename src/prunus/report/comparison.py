@@ -54,8 +54,9 @@ def int8_text(summary: Summary) -> str:
     found, seen = summary.int8, summary.int8.val_accuracy
     trained = "" if seen.fine_tuned is None else f", {numbers.percent(seen.fine_tuned)} trained for it"
     which = "trained for it" if found.delivered == "fine_tuned" else "rounded"
+    taken = "" if found.latency_ms is None else f", {numbers.milliseconds(found.latency_ms)}"
     return (
         f"8-bit integers, {which}: {numbers.percent(found.test_accuracy)} of the test images, "
-        f"{numbers.size(found.size_bytes)}; of the held-out images {numbers.percent(seen.rounded)} rounded{trained}, "
-        f"{numbers.percent(seen.float32)} in float32"
+        f"{numbers.size(found.size_bytes)}{taken}; of the held-out images {numbers.percent(seen.rounded)} "
+        f"rounded{trained}, {numbers.percent(seen.float32)} in float32"
     )

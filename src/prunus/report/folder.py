@@ -62,7 +62,10 @@ class HeldOut(BaseModel):
 
 
 class Int8(BaseModel):
-    """The file with 8-bit integers: accuracy in [0, 1] in its runtime, bytes, and which of both it is."""
+    """The file with 8-bit integers: accuracy in [0, 1] in its runtime, bytes, which of both it is, and its latency.
+
+    The last is None where latency was not measured in its runtime.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,6 +73,7 @@ class Int8(BaseModel):
     val_accuracy: HeldOut
     delivered: Literal["rounded", "fine_tuned"]
     size_bytes: int = Field(ge=1)
+    latency_ms: float | None = Field(default=None, gt=0)
 
 
 class Summary(BaseModel):

@@ -104,4 +104,6 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         square = found @ found.mT
         found = a * found + (b * square + c * square @ square) @ found
-    return (found.mT if tall else found).to(matrices.dtype)
+    if tall:
+        found = found.mT
+    return found.to(matrices.dtype)
