@@ -53,6 +53,12 @@ def kept(root: Path, number: int, test: float, dense: float = 0.9) -> None:
     """Keep the cell of that number, as a sweep does."""
     cell = load_sweep(root / "reproduce" / "channel_sparsity_cpu.yaml").cells[number]
     side = {"params": 1000, "macs": 50_000, "size_bytes": 4000, "latency_ms": 1.0}
+    int8 = {
+        "val_accuracy": {"float32": 0.9, "rounded": 0.9},
+        "delivered": "rounded",
+        "size_bytes": 1500,
+        "latency_ms": 0.5,
+    }
     whole = {"params": 2000, "macs": 100_000, "size_bytes": 8000, "latency_ms": 1.5}
     summary: dict[str, Any] = {
         "data": "UCI digits",
@@ -66,6 +72,8 @@ def kept(root: Path, number: int, test: float, dense: float = 0.9) -> None:
         "epochs": {"dense": 30, "search": 0, "finetune": 15},
         "dense": whole | {"test_accuracy": dense},
         "pruned": side | {"test_accuracy": test},
+        "latency": {"dense": {"runtime": "ORT 1"}, "pruned": {"runtime": "ORT 1"}},
+        **({"int8": int8 | {"test_accuracy": test - 0.01}} if number < 2 else {}),
     }
     row = {"name": cell.name, "settings": {}, "status": "done", "attempts": 1, "seconds": 1.0}
     config = cell.config.model_dump(mode="json", exclude=set(MAY_CHANGE))
@@ -84,12 +92,14 @@ def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(
     text = (root / "docs" / "reproduce.md").read_text()
     assert "typed" not in text and text.endswith("<!-- reproduce: end -->\nmore\n")
     assert "channel_sparsity_cpu.yaml, cpu tier\n\n3 of 5 cells are there." in text
+    assert "Latency in ORT 1. " in text
     assert "layer_fusion.yaml, gpu tier\n\n0 of 5 cells are there." in text
     rows = [line for line in text.splitlines() if line.startswith("| 0.5 of the MACs")]
-    common = "0.500 | 1.0 k | 4.0 kB | 1.50× faster | 15 |"
+    common = "0.500 | 1.0 k | 4.0 kB | 1.50× faster"
+    int8 = "86.00 ± 1.41, 1.5 kB, 3.00× faster"
     assert rows == [
-        f"| 0.5 of the MACs | A: λ = 1, weight | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common}",
-        f"| 0.5 of the MACs | Scratch-E, structure of A: λ = 1, weight | 1 | 80.00 | −10.00 | 81.00 | {common}",
+        f"| 0.5 of the MACs | A: λ = 1, weight | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common} | {int8} | 15 |",
+        f"| 0.5 of the MACs | Scratch-E, structure of A: λ = 1, weight | 1 | 80.00 | −10.00 | 81.00 | {common} | – | 15 |",
     ]
 
 

@@ -96,14 +96,12 @@ def orthogonal(matrices: Tensor) -> Tensor:
         The same shape, type and device. CUDA iterates in bfloat16, which is what the quintic was made for.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    found = matrices.mT if tall else matrices
-    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(found.dtype).tiny ** 0.5)
+    found: Tensor = matrices.mT if tall else matrices
+    found = found / torch.linalg.matrix_norm(found, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny ** 0.5)
     if found.device.type == "cuda":
         found = found.bfloat16()
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         square = found @ found.mT
         found = a * found + (b * square + c * square @ square) @ found
-    if tall:
-        found = found.mT
-    return found.to(matrices.dtype)
+    return (found.mT if tall else found).to(matrices.dtype)
