@@ -97,9 +97,10 @@ def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(
     rows = [line for line in text.splitlines() if line.startswith("| 0.5 of the MACs")]
     common = "0.500 | 1.0 k | 4.0 kB | 1.50× faster"
     int8 = "86.00 ± 1.41, 1.5 kB, 3.00× faster"
+    method = "A: λ = 1, weight"
     assert rows == [
-        f"| 0.5 of the MACs | A: λ = 1, weight | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common} | {int8} | 15 |",
-        f"| 0.5 of the MACs | Scratch-E, structure of A: λ = 1, weight | 1 | 80.00 | −10.00 | 81.00 | {common} | – | 15 |",
+        f"| 0.5 of the MACs | {method} | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common} | {int8} | 15 |",
+        f"| 0.5 of the MACs | Scratch-E, structure of {method} | 1 | 80.00 | −10.00 | 81.00 | {common} | – | 15 |",
     ]
 
 

@@ -58,9 +58,21 @@ def test_what_is_kept_is_small_and_says_everything(swept: Path) -> None:
     assert kept["config"]["macs"] == 0.6 and kept["config"]["epochs"] == 1
     assert kept["summary"]["pruned"]["macs"] <= 0.6 * kept["summary"]["dense"]["macs"]
     assert kept["row"]["test_accuracy"] == kept["summary"]["pruned"]["test_accuracy"]
+    assert kept["seconds"]["dense"] > 0 and kept["search"] == []
     assert str(swept) not in json.dumps(kept), "a path of this machine"
     dense = swept / "out" / "dense" / str(cell.needs) / "dense.safetensors"
     assert (swept / "kept" / "dense" / f"{cell.needs}.safetensors").read_bytes() == dense.read_bytes()
+
+
+def test_a_search_in_training_is_kept_epoch_by_epoch(moved: Path) -> None:
+    rows, _ = carry_out(written(moved, "{macs: [0.6], method: [layer-fusion], search_epochs: [2], remove_after: [1]}"))
+    assert [row.status for row in rows] == ["done"]
+    (cell,) = load_sweep(moved / "sweep.yaml").cells
+    kept = json.loads((moved / "kept" / kept_files(cell)[0]).read_text())
+    assert [epoch["epoch"] for epoch in kept["search"]] == [1, 2]
+    assert kept["search"][1]["kept_channels"] < kept["search"][1]["channels"]
+    assert kept["search"][1]["macs"] < kept["summary"]["dense"]["macs"]
+    assert kept["seconds"]["search"] > 0
 
 
 def test_cells_that_are_kept_are_done_and_others_start_from_the_kept_dense_network(moved: Path) -> None:

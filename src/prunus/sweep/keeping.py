@@ -9,6 +9,21 @@ from prunus.report import read_run
 from prunus.sweep.cells import DENSE, DENSE_FILES, Job, SweepFolder, kept_files, share
 from prunus.sweep.results import row_of
 
+_SEARCH = (
+    "epoch",
+    "val_accuracy",
+    "macs",
+    "trained_macs",
+    "channels",
+    "kept_channels",
+    "removed_channels",
+    "returned_channels",
+    "returned_channels_ever",
+    "kept_once_masked",
+    "jaccard_overlap",
+)
+"""What is kept of an epoch of a search; the groups one by one would be many times as much."""
+
 
 def make_kept(folder: SweepFolder) -> None:
     """Make the folder that is kept, if there is to be one, so that hours of training do not end at its door.
@@ -27,7 +42,8 @@ def make_kept(folder: SweepFolder) -> None:
 def keep(folder: SweepFolder, job: Job) -> None:
     """Copy what a finished job is for into the folder that `make_kept` made, where it is not there yet.
 
-    A cell's file has its row of the table, its whole configuration, and the summary of its run.
+    A cell's file has its row of the table, its whole configuration, the summary of its run, the seconds that each
+    stage of training took, and how a search in training went, epoch by epoch.
 
     Raises:
         RunError: the folder cannot be written.
@@ -39,11 +55,14 @@ def keep(folder: SweepFolder, job: Job) -> None:
         for name, target in zip(DENSE_FILES, targets, strict=True):
             share(place / name, target)
         return
+    run = read_run(place)
     row = row_of(folder, job).model_dump(mode="json", exclude={"run", "front"})
     found = {
         "row": row,
         "config": job.config.model_dump(mode="json", exclude=set(MAY_CHANGE)),
-        "summary": read_run(place).summary.model_dump(mode="json"),
+        "summary": run.summary.model_dump(mode="json"),
+        "seconds": {stage: round(sum(epoch["seconds"] for epoch in epochs), 1) for stage, epochs in run.stages.items()},
+        "search": [{key: epoch[key] for key in _SEARCH if key in epoch} for epoch in run.stages.get("search", [])],
     }
     try:
         atomic_write_json(targets[0], found)
