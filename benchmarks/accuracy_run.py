@@ -36,7 +36,10 @@ DISTILLED = {"distill": 0.9, "temperature": 4.0}
 DENSE_RATES = {"mobilenetv2_half": 0.1}
 """Peak learning rates from scratch where they are not dense_recipe's own: those that the dense network was given."""
 
-RECIPES: dict[str, dict[str, Any]] = {"mobilenetv2_half": {"batch_size": 64, "precision": "float32"}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "resnet20": {"optimizer": "muon", "label_smoothing": 0.1, "cutout": 8},
+    "mobilenetv2_half": {"batch_size": 64, "precision": "float32"},
+}
 """What all trainings of a network have in common, the dense one too, where it is not the recipes' own."""
 
 _BATCH = 256  # images of a recovery step at once
