@@ -33,11 +33,11 @@ from prunus.training import Hook, Recipe, dense_recipe, evaluate, finetune_recip
 DISTILLED = {"distill": 0.9, "temperature": 4.0}
 """Of the cells with distillation; as in Cho and Hariharan 2019 (arXiv:1910.01348), not tuned."""
 
-DENSE_RATES = {"mobilenetv2_half": 0.1}
+DENSE_RATES = {"resnet20": 0.3, "mobilenetv2_half": 0.1}
 """Peak learning rates from scratch where they are not dense_recipe's own: those that the dense network was given."""
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "resnet20": {"optimizer": "muon", "label_smoothing": 0.1, "cutout": 8},
+    "resnet20": {"optimizer": "muon", "accumulate": 4, "label_smoothing": 0.1, "cutout": 8},
     "mobilenetv2_half": {"batch_size": 64, "precision": "float32"},
 }
 """What all trainings of a network have in common, the dense one too, where it is not the recipes' own."""
