@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,9 @@ from prunus.config import RunConfig, load_config
 from prunus.config.recipes import Tier, find_recipe, read_recipes
 from prunus.errors import ConfigError
 from prunus.models import MODELS
+from prunus.sweep import load_sweep
 
+ROOT = Path(__file__).resolve().parent.parent
 TIERS = get_args(Tier)
 
 
@@ -51,6 +54,18 @@ def test_entries_differ_where_networks_do() -> None:
     assert find_recipe("standard", "resnet56")["settings"]["learning_rate_schedule"] == "multi-step"
     assert find_recipe("strong", "resnet56")["settings"]["mixup"] == 0.2
     assert find_recipe("strong", "resnet20_pad")["settings"]["cutout"] == 8
+
+
+def test_the_guide_says_what_the_cpu_recipe_was_measured_to_give() -> None:
+    (cell,) = [
+        cell
+        for cell in load_sweep(ROOT / "reproduce" / "channel_sparsity_cpu.yaml").cells
+        if cell.config.model == "resnet20" and cell.config.data != "cifar100" and cell.config.budgets == {"macs": 1.0}
+    ]
+    course = (ROOT / "results" / "cpu" / "dense" / f"{cell.needs}.jsonl").read_text().splitlines()
+    assert len(course) == find_recipe("cpu", "resnet20")["settings"]["epochs"]
+    found = 100 * json.loads(course[-1])["val_accuracy"]
+    assert f"names {found:.2f} % of the held-out images" in (ROOT / "docs" / "howto" / "training.md").read_text("utf-8")
 
 
 def test_what_the_user_says_wins(tmp_path: Path) -> None:
