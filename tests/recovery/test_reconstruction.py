@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError
-from prunus.recovery import compensate, reconstruct
+from prunus.recovery import compensate, reconstruct, reconstruction
 from prunus.verify import silence
 
 
@@ -235,6 +235,28 @@ def test_the_draw_is_seeded_and_bounded_and_progress_is_told() -> None:
     changed = {name for layer in report.changed for name in layer.changed}
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, pruned.state_dict()[name]) == (name not in changed), name
+
+
+def test_the_original_runs_once_for_all_layers_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = prunus.build_model("resnet8").eval()
+    x = images(24, 0)
+    graph = prunus.trace(model, x[:2])
+    plan = half_plan(graph)
+    pruned = prunus.remove(model, graph, plan)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    batches = [x[:16], x[16:]]
+    first, report = reconstruct(model, pruned, graph, plan, batches, max_positions=300)
+    assert sizes == [1, 16, 8], "one example to find the layers, and the batches"
+    for room, most in ((0, len(report.layers)), (100_000, len(report.layers) - 1)):
+        sizes.clear()
+        monkeypatch.setattr(reconstruction, "_REMEMBERED", room)
+        again, _ = reconstruct(model, pruned, graph, plan, batches, max_positions=300)
+        runs = len(sizes) // 2
+        assert sizes == [1, *[16, 8] * runs]
+        assert 1 < runs <= most and (room or runs == most)
+        assert same_tensors(first, again)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"ridge": -1.0}, "ridge is -1.0"), ({"max_positions": 0}, "is 0")])

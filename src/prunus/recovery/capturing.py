@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +37,28 @@ def capture(model: nn.Module, batch: Tensor, weight: str) -> Captured:
     Raises:
         LookupError: the layer does not run on this batch.
     """
-    watch = _Follow(model, weight)
+    found: list[Captured] = []
+    capture_all(model, batch, [weight], lambda _, captured: found.append(captured))
+    if not found:
+        raise LookupError(weight)
+    return found[0]
+
+
+def capture_all(
+    model: nn.Module, batch: Tensor, weights: Iterable[str], heard: Callable[[str, Captured], None]
+) -> None:
+    """Run a network and tell `heard` of each of these weights' layers, at the moment that `capture` would stop at.
+
+    Later operations may change in place what is captured, so `heard` copies what it keeps. Layers that do not run on
+    this batch are not told of.
+    """
+    watch = _Follow(model, weights, heard)
     try:
         with plainly(), watch:
             model(batch)
     except _Enough:
-        pass
-    if watch.call is None:
-        raise LookupError(weight)
-    return Captured(watch.call, watch.beside, watch.scale)
+        return
+    watch.finish()
 
 
 class _Enough(BaseException):
@@ -52,41 +66,72 @@ class _Enough(BaseException):
 
 
 class _Follow(LayerWatch):
-    """Follows the output of one layer through its BatchNorm to a sum, and stops the forward pass there."""
+    """Follows the outputs of some layers, and stops the forward pass where all have been seen."""
 
-    def __init__(self, model: nn.Module, weight: str) -> None:
+    def __init__(self, model: nn.Module, weights: Iterable[str], heard: Callable[[str, Captured], None]) -> None:
         super().__init__(model, self._met)
-        self.weight = weight
-        self.call: LayerCall | None = None
-        self.current: Tensor | None = None
+        self.told = heard
+        self.waiting = set(weights)
+        self.trails: dict[str, _Trail] = {}
+
+    def _met(self, call: LayerCall) -> None:
+        if call.weight in self.waiting:
+            self.waiting.remove(call.weight)
+            self.trails[call.weight] = _Trail(call)
+
+    def before(self, func: Any, args: Any) -> None:
+        """End the trails whose output something other than a first BatchNorm is about to read."""
+        if func in UNSEEN or not self.trails:
+            return
+        read = list(tensors_in(args))
+        for weight, trail in list(self.trails.items()):
+            if any(tensor is trail.current for tensor in read) and trail.ends_at(func, args):
+                self._tell(weight)
+        if not self.waiting and not self.trails:
+            raise _Enough
+
+    def after(self, out: Any) -> None:
+        """Let the trails go on from what has been made."""
+        for trail in self.trails.values():
+            trail.go_on(list(tensors_in(out)))
+
+    def finish(self) -> None:
+        """Tell of the layers whose output nothing read: it is the network's own."""
+        for weight in list(self.trails):
+            self._tell(weight)
+
+    def _tell(self, weight: str) -> None:
+        trail = self.trails.pop(weight)
+        self.told(weight, Captured(trail.call, trail.beside, trail.scale))
+
+
+class _Trail:
+    """The output of one layer, followed through its BatchNorm to a sum."""
+
+    def __init__(self, call: LayerCall) -> None:
+        self.call = call
+        self.current = call.out
         self.scale: Tensor | None = None
         self.beside: Tensor | None = None
         self.made: dict[int, Tensor] = {}  # since the layer ran; held, so that no id is given twice
         self.normed = False
 
-    def _met(self, call: LayerCall) -> None:
-        if call.weight == self.weight and self.call is None:
-            self.call, self.current = call, call.out
-
-    def before(self, func: Any, args: Any) -> None:
-        """Stop where something other than a first BatchNorm reads the output."""
-        if self.current is None or func in UNSEEN or not any(t is self.current for t in tensors_in(args)):
-            return
+    def ends_at(self, func: Any, args: Any) -> bool:
+        """Look at an operation that is about to read the output; False for its first BatchNorm."""
         op = func.overloadpacket
         if op in _NORMS and self.scale is None and args[0] is self.current and args[4] is not None and not args[5]:
             gamma = torch.ones_like(args[4]) if args[1] is None else args[1]
             self.scale, self.normed = gamma / (args[4] + args[7]).sqrt(), True
-            return
+            return False
         if op in _SUMS and len(args) == 2:
             other = args[1] if args[0] is self.current else args[0]
             same = isinstance(other, Tensor) and other.shape == self.current.shape
             if same and id(other) not in self.made:
                 self.beside = other.clone()
-        raise _Enough
+        return True
 
-    def after(self, out: Any) -> None:
+    def go_on(self, out: list[Tensor]) -> None:
         """Note what has been made since the layer ran, and go on from the BatchNorm's result."""
-        if self.current is not None:
-            self.made.update((id(tensor), tensor) for tensor in tensors_in(out))
-            if self.normed:
-                self.current, self.normed = tensors_in(out)[0], False
+        self.made.update((id(tensor), tensor) for tensor in out)
+        if self.normed:
+            self.current, self.normed = out[0], False

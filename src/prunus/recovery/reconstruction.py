@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.members import named_tensors
 from prunus.plan import PruningPlan
 from prunus.recovery.batches import Batches, device_of
-from prunus.recovery.capturing import Captured, capture
+from prunus.recovery.capturing import Captured, capture, capture_all
 from prunus.recovery.consumers import Consumer, find_consumers
 from prunus.recovery.least_squares import NormalEquations
 from prunus.recovery.patches import inputs_at, positions_of, values_at
@@ -25,6 +26,7 @@ RIDGES = (1e-9, 1e-3, 1e-2, 1e-1, math.inf)
 
 _CHECKED = 5  # every so many examples one is kept for the choice of a ridge
 _NUMBERS_AT_ONCE = 2**22  # of patches in float64: 32 MiB
+_REMEMBERED = 2**27  # bytes of targets
 
 
 def reconstruct(
@@ -54,8 +56,9 @@ def reconstruct(
     are used several times are left and reported. If BatchNorms are recalibrated as well, do it afterwards.
 
     Memory beside copies of both networks and one forward pass: for a layer with p inputs a filter (C_in / groups · kH ·
-    kW) in g groups and q filters, twice 8 · g · p · (p + q / g) bytes for the sums, and about 100 MB. Time: two forward
-    passes over all data as far as the layer, and `max_positions` · g · p · (p + q / g) multiply-adds.
+    kW) in g groups and q filters, twice 8 · g · p · (p + q / g) bytes for the sums, and about 250 MB. Time: a forward
+    pass of the pruned network over all data as far as the layer, and `max_positions` · g · p · (p + q / g)
+    multiply-adds; the original runs once for many layers, whose targets are remembered.
 
     Args:
         model: the original; it runs in evaluation mode. Neither network is changed.
@@ -89,7 +92,7 @@ def reconstruct(
         whole = scratch_copy(model)
         consumers = find_consumers(whole, pruned, graph, plan, next(data.parts())[:1])
         small = scratch_copy(pruned)
-        refit = _Refit(whole, small, data, ridge, max_positions, seed)
+        refit = _Refit(_Targets(whole, consumers.found, data, max_positions, seed), small, data, ridge)
         done: list[RecoveredLayer] = []
         for number, one in enumerate(consumers.found):
             if progress is not None:
@@ -106,17 +109,74 @@ def reconstruct(
     return made, RecoveryReport((*done, *consumers.left))
 
 
+class _Targets:
+    """What the original gives at the output positions that layers are fitted on; it runs once for many layers.
+
+    Positions are drawn without repetition, as many for every example, by a generator that each layer has for itself.
+    """
+
+    def __init__(
+        self, whole: nn.Module, consumers: Sequence[Consumer], data: Batches, max_positions: int, seed: int
+    ) -> None:
+        self.whole, self.consumers, self.data, self.seed = whole, consumers, data, seed
+        self.count = data.count()
+        self.share = max_positions / self.count  # of positions an example
+        self.originals = dict(named_tensors(whole))
+        self.known: dict[str, list[_Wanted | None]] = {}
+
+    def of(self, one: Consumer) -> list[_Wanted | None]:
+        """Return a layer's targets, one for each part of the data; None for a part on which the layer does not run.
+
+        They are forgotten with the first call, and layers have to be asked for in the order of `consumers`.
+        """
+        if one.weight not in self.known:
+            self._run(self.consumers[self.consumers.index(one) :])
+        return self.known.pop(one.weight)
+
+    def _run(self, left: Sequence[Consumer]) -> None:
+        """Remember the targets of as many layers as there is room for, of the first in any case."""
+        values = 2 * max(self.count, round(self.share * self.count))  # of a filter: its outputs, and what is beside
+        room, consumers = _REMEMBERED, []
+        for one in left:
+            room -= values * len(one.rows) * self.originals[one.weight].element_size()
+            if consumers and room < 0:
+                break
+            consumers.append(one)
+        rows = {one.weight: one.rows.to(self.data.device) for one in consumers}
+        generators = {weight: torch.Generator().manual_seed(self.seed) for weight in rows}
+        self.known |= {weight: [] for weight in rows}
+        for part in self.data.parts():
+            found: dict[str, _Wanted] = {}
+
+            def heard(weight: str, captured: Captured, part: Tensor = part, found: dict[str, _Wanted] = found) -> None:
+                positions = positions_of(captured.call)
+                index = _drawn(positions, max(1, round(self.share * len(part))), generators[weight])
+                at = index.to(self.data.device)
+                kept = values_at(captured.call.out, at)[:, rows[weight]]
+                beside = None if captured.beside is None else values_at(captured.beside, at)[:, rows[weight]]
+                found[weight] = _Wanted(index, kept, beside)
+
+            capture_all(self.whole, part, rows, heard)
+            for weight, parts in self.known.items():
+                parts.append(found.get(weight))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Of one part of the data: output positions, what the original's kept filters give there, and what is beside it."""
+
+    index: Tensor
+    kept: Tensor
+    beside: Tensor | None
+
+
 class _Refit:
     """Refits the layers of `small` one after the other, each on what the ones before now give it."""
 
-    def __init__(
-        self, whole: nn.Module, small: nn.Module, data: Batches, ridge: float | None, max_positions: int, seed: int
-    ) -> None:
-        self.whole, self.small, self.data = whole, small, data
-        self.tensors, self.originals = dict(named_tensors(small)), dict(named_tensors(whole))
+    def __init__(self, targets: _Targets, small: nn.Module, data: Batches, ridge: float | None) -> None:
+        self.targets, self.small, self.data = targets, small, data
+        self.tensors = dict(named_tensors(small))
         self.ridge = ridge
-        self.share = max_positions / data.count()  # of positions an example
-        self.seed = seed
 
     def __call__(self, one: Consumer) -> RecoveredLayer:
         weight = self.tensors[one.weight]
@@ -168,7 +228,7 @@ class _Refit:
     def _mean(self, one: Consumer) -> Tensor:
         """Return the original's running mean of the kept filters: one that was compensated holds a constant already."""
         assert one.constant is not None
-        mean = self.originals[one.constant]
+        mean = self.targets.originals[one.constant]
         return mean[one.rows.to(mean.device)]
 
     def _measured(self, one: Consumer, weight: Tensor) -> tuple[NormalEquations, NormalEquations]:
@@ -176,47 +236,53 @@ class _Refit:
 
         The second sums are over the examples that are kept for a check; none where the ridge is given.
         """
-        generator = torch.Generator().manual_seed(self.seed)
-        rows = one.rows.to(self.data.device)
         sums: list[NormalEquations] = []
         first = 0  # the number of a part's first example
-        for part in self.data.parts():
-            wanted, seen = capture(self.whole, part, one.weight), capture(self.small, part, one.weight)
+        for part, wanted in zip(self.data.parts(), self.targets.of(one), strict=True):
+            if wanted is None:
+                raise LookupError(one.weight)
+            seen = capture(self.small, part, one.weight)
             groups, positions = seen.call.groups, positions_of(seen.call)
             if not sums:
                 device = "cpu" if weight.device.type == "mps" else weight.device
                 size = (groups, weight[0].numel(), weight.shape[0] // groups)
                 sums = [NormalEquations(*size, device) for _ in range(2)]
-            for index in self._sampled(positions, len(part), weight[0].numel() * groups, generator):
-                example = first + index // (positions // len(part))
+            numbers = torch.arange(len(wanted.index))
+            for chosen in numbers.split(max(1, _NUMBERS_AT_ONCE // (weight[0].numel() * groups))):
+                example = first + wanted.index[chosen] // (positions // len(part))
                 checked = (example % _CHECKED == _CHECKED - 1) & (self.ridge is None)
-                for own, some in zip(sums, (index[~checked], index[checked]), strict=True):
+                for own, some in zip(sums, (chosen[~checked], chosen[checked]), strict=True):
                     if len(some):
-                        some = some.to(self.data.device)
-                        x = inputs_at(seen.call, some, tuple(weight.shape[2:])).to(own.x)
-                        y = _targets(wanted, seen, some, rows).to(own.x).view(len(some), groups, -1)
+                        at = wanted.index[some].to(self.data.device)
+                        x = inputs_at(seen.call, at, tuple(weight.shape[2:])).to(own.x)
+                        y = _target(wanted, seen, some, at).to(own.x).view(len(some), groups, -1)
                         own.add(x.movedim(1, 0), y.movedim(1, 0))
             first += len(part)
         return sums[0], sums[1]
 
-    def _sampled(self, positions: int, examples: int, width: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Draw output positions, each at most once, as many for every example; some at a time."""
-        count = min(positions, max(1, round(self.share * examples)))
-        index = torch.randperm(positions, generator=generator)[:count] if count < positions else torch.arange(positions)
-        yield from index.split(max(1, _NUMBERS_AT_ONCE // width))
+
+def _drawn(positions: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw output positions, each at most once."""
+    return torch.randperm(positions, generator=generator)[:count] if count < positions else torch.arange(positions)
 
 
-def _targets(wanted: Captured, seen: Captured, index: Tensor, rows: Tensor) -> Tensor:
-    """Return what the pruned layer should give at some positions, (positions, kept filters), in float64.
+def _target(wanted: _Wanted, seen: Captured, some: Tensor, at: Tensor) -> Tensor:
+    """Return what the pruned layer should give, (positions, kept filters), in float64.
 
     That is what the original's kept filters give; where their output is added to something that was there before, also
-    what that has lost meanwhile, so that the sum is what it was (He 2017, on networks with
-    several branches).
+    what that has lost meanwhile, so that the sum is what it was (He 2017, on networks with several branches).
+
+    Args:
+        wanted: of all positions.
+        seen: the pruned layer's call.
+        some: which of the positions.
+        at: the same, as places in the output.
     """
-    kept = values_at(wanted.call.out, index)[:, rows].double()
+    some = some.to(at.device)
+    kept = wanted.kept[some].double()
     if wanted.beside is None or seen.beside is None:
         return kept
-    missing = values_at(wanted.beside, index)[:, rows] - values_at(seen.beside, index)
+    missing = wanted.beside[some] - values_at(seen.beside, at)
     if seen.scale is None:
         return kept + missing
     usable = seen.scale.abs() > 1e-3 * seen.scale.abs().max()
