@@ -136,7 +136,8 @@ class _Targets:
     def _run(self, left: Sequence[Consumer]) -> None:
         """Remember the targets of as many layers as there is room for, of the first in any case."""
         values = 2 * max(self.count, round(self.share * self.count))  # of a filter: its outputs, and what is beside
-        room, consumers = _REMEMBERED, []
+        room = _REMEMBERED
+        consumers: list[Consumer] = []
         for one in left:
             room -= values * len(one.rows) * self.originals[one.weight].element_size()
             if consumers and room < 0:
