@@ -95,8 +95,8 @@ def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(
     assert "Latency in ORT 1. " in text
     assert "layer_fusion.yaml, gpu tier\n\n0 of 5 cells are there." in text
     rows = [line for line in text.splitlines() if line.startswith("| 0.5 of the MACs")]
-    common = "0.500 | 1.0 k | 4.0 kB | 1.50× faster"
-    int8 = "86.00 ± 1.41, 1.5 kB, 3.00× faster"
+    common = "0.500 | 1.0 k | 4.0 kB | 1.50× as fast"
+    int8 = "86.00 ± 1.41, 1.5 kB, 3.00× as fast"
     method = "A: λ = 1, weight"
     assert rows == [
         f"| 0.5 of the MACs | {method} | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common} | {int8} | 15 |",
