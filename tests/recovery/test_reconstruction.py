@@ -214,13 +214,17 @@ def test_layers_are_compared_filter_by_filter(name: str) -> None:
     assert difference(compensated, pruned, x) < 1e-12
 
 
-def test_the_draw_is_seeded_and_bounded_and_progress_is_told() -> None:
+def halved_resnet8() -> tuple[nn.Module, Tensor, prunus.ChannelGraph, prunus.PruningPlan, nn.Module]:
+    """A network, images, its graph, a plan that keeps half, and what is then left."""
     torch.manual_seed(0)
-    model = prunus.build_model("resnet8").eval()
-    x = images(24, 0)
+    model, x = prunus.build_model("resnet8").eval(), images(24, 0)
     graph = prunus.trace(model, x[:2])
     plan = half_plan(graph)
-    pruned = prunus.remove(model, graph, plan)
+    return model, x, graph, plan, prunus.remove(model, graph, plan)
+
+
+def test_the_draw_is_seeded_and_bounded_and_progress_is_told() -> None:
+    model, x, graph, plan, pruned = halved_resnet8()
     steps: list[tuple[int, int]] = []
     state = torch.get_rng_state()
     first, report = reconstruct(
@@ -238,12 +242,7 @@ def test_the_draw_is_seeded_and_bounded_and_progress_is_told() -> None:
 
 
 def test_the_original_runs_once_for_all_layers_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = prunus.build_model("resnet8").eval()
-    x = images(24, 0)
-    graph = prunus.trace(model, x[:2])
-    plan = half_plan(graph)
-    pruned = prunus.remove(model, graph, plan)
+    model, x, graph, plan, pruned = halved_resnet8()
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     batches = [x[:16], x[16:]]

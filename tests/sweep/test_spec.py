@@ -139,7 +139,7 @@ def test_no_setting_of_the_dense_training_is_left_out() -> None:
     assert {"epochs", "batch_size", "ema"} < read <= set(DENSE_KEYS)
     assert set(TrainingFields.model_fields) == (set(DENSE_KEYS) & set(TrainingFields.model_fields)) | AFTER_THE_DENSE
     assert not AFTER_THE_DENSE & set(DENSE_KEYS)
-    assert set(RunningFields.model_fields) <= set(DENSE_KEYS) | MAY_CHANGE | {"runtime"}  # of a budget
+    assert set(RunningFields.model_fields) <= set(DENSE_KEYS) | MAY_CHANGE | {"runtime"}  # of latency
 
 
 @pytest.mark.parametrize(("number", "cells", "trainings"), [(0, 12, 2), (1, 8, 1), (2, 20, 0), (3, 8, 4)])

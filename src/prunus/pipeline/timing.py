@@ -90,11 +90,13 @@ def kept_budget(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choic
 def rehearse_latency(run: Run) -> None:
     """Open the untrained network in the runtime asked for, so that what cannot work is said before hours of training.
 
+    With a budget of latency, layers are timed there before any training, which says the same.
+
     Raises:
         ConfigError: the runtime, or what writes its files, is not installed.
         ModelError: its files cannot hold the network.
     """
-    if run.config.latency_runtime != "torch":
+    if run.config.latency is None and run.config.latency_runtime != "torch":
         try:
             Clock(run.config.latency_runtime, _THREADS).open(run.build().eval(), run.input_shape)
         except ModelError as error:
