@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST = ("A", "B-widths", "l1_norm", "tp_magnitude", "tp_group", "B-energy", "B")
 THEN = ("dense_longer", "random", "scratch")
 LAST = ("scratch_e",)
-RATES = (0.05, 0.1, 0.2)
+RATES = (0.02, 0.05, 0.1, 0.2)
 VALIDATION, SPLIT_SEED = 0.1, 0  # as the dense networks were trained
 
 
