@@ -104,6 +104,15 @@ COUNTER_EXAMPLES = {
     "a narrower stage moves what stays whole": Drawn(
         7, (Step("gated linear unit", 4), Step("cut at a literal", 2), Step("shuffle, the rest by −1", 9)), 36523
     ),
+    "what no layer makes, shuffled with what one makes": Drawn(
+        stem=10,
+        steps=(
+            Step("sum over groups", 2),
+            Concat(((Step("chunk in a list (C2f)", 2),), (), ())),
+            Step("ShuffleNetV2 unit", 2),
+        ),
+        seed=0,
+    ),
     "two pairs of widths that add up alike": Drawn(
         4, (Residual((Step("dense block", 8), Step("halves by x.shape", 2))),), 0
     ),

@@ -33,11 +33,17 @@ def cat(tape: Tape, findings: Findings, call: Call) -> None:
     shape = [1] * call.out.dim()
     rows = []
     is_labelled = any(int(own.max()) >= 0 for own in joined)
+    fixed: dict[int, Tensor] = {}
     for piece, own in zip(pieces, joined, strict=True):
         shape[axis] = piece.shape[axis]
         if is_labelled and axis in tape.even(piece) and not tape.hinted("tied"):
             own = tape.new_labels("", 0, shape[axis]).view(shape)  # as many as the code makes
             tape.is_risky = True
+        elif is_labelled and own.numel() == 1 < shape[axis]:  # told apart, so that they keep their order when moved
+            if id(piece) not in fixed:
+                fixed[id(piece)] = tape.new_labels("", 0, shape[axis]).view(shape)
+                tape.freeze(fixed[id(piece)], f"{call.name} joins it to positions whose number is fixed")
+            own = fixed[id(piece)]
         rows.append(own.expand(shape))
     tape.write(call.out, [torch.cat(rows, axis), *across])
 
