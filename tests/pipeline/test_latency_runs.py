@@ -86,6 +86,24 @@ def test_the_promise_is_measured_and_kept_on_the_network_itself(images: Path, tm
     assert all(len(group.keep) % multiple == 0 or len(group.keep) == group.size for group in fusion.groups)
 
 
+@pytest.mark.slow
+def test_layers_are_timed_for_any_budget(images: Path, tmp_path: Path) -> None:
+    said = run(images, tmp_path / "a", macs=0.8, round_to="auto", normalize="latency")
+    assert "latency    timing layers in ort, 1 thread, one image" in said
+    record = json.loads((tmp_path / "a" / "latency.json").read_text())
+    multiple = record["times"]["multiple"]
+    assert record["chosen"] is None and multiple > 1
+    plan = PruningPlan.from_json(tmp_path / "a" / "plan.json")
+    assert plan.budget == {"macs": 0.8}
+    assert all(len(group.keep) % multiple == 0 or len(group.keep) == group.size for group in plan.groups)
+    assert 0 < plan.after.latency_ps < plan.before.latency_ps
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["latency_budget"] == {} and summary["latency"]["dense"]["runtime"].startswith("ONNX Runtime")
+    # By what a channel takes, others go than by its score alone.
+    run(images, tmp_path / "b", macs=0.8, round_to="auto")
+    assert PruningPlan.from_json(tmp_path / "b" / "plan.json").groups != plan.groups
+
+
 def test_the_summary_has_the_latency_of_the_runtime_asked_for(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path / "a", macs=0.5, runtime="ort", int8=True)
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
@@ -121,7 +139,6 @@ def test_what_cannot_be(images: Path, tmp_path: Path) -> None:
     given = {"model": "resnet20", "data": "digits"}
     for changes, message in (
         ({"latency": "2"}, "without a unit"),
-        ({"macs": "0.5", "round_to": "auto"}, "--round-to auto does nothing here"),
         ({"macs": "0.5", "round_to": "0"}, "is neither a whole number from 1 to 1024 nor auto"),
     ):
         with pytest.raises(ConfigError, match=message):

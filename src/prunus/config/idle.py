@@ -67,11 +67,6 @@ def idle_options(config: RunConfig) -> list[str]:
         idle.append(
             "--compile does not go with --sync-batchnorm, which talks to other processes: leave one of them out"
         )
-    if config.latency is None:
-        if config.normalize == "latency":
-            idle.append("--normalize latency does nothing here: it is measured with --latency; type --normalize cost")
-        if config.round_to == "auto":
-            idle.append("--round-to auto does nothing here: it is measured with --latency; type --round-to 8")
     return idle + _idle_recovery(config) + _idle_beside_new_weights(config)
 
 

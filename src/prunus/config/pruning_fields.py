@@ -38,7 +38,7 @@ class PruningFields(BaseModel):
         1,
         "Pruning",
         "N|auto",
-        "Keep multiples of this many channels; auto measures which one the --runtime likes, with --latency.",
+        "Keep multiples of this many channels; auto measures which one the --runtime likes.",
         "8",
     )
     criterion: str | None = flag(

@@ -56,9 +56,14 @@ class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, Budget
         return self
 
     @property
+    def times_layers(self) -> bool:
+        """Whether layers are timed: for a budget of latency, to rank channels by it, or for what widths are best."""
+        return self.latency is not None or self.normalize == "latency" or self.round_to == "auto"
+
+    @property
     def latency_runtime(self) -> Runtime:
-        """Where latency is measured: as asked for, else ONNX Runtime where it is a budget, and PyTorch where not."""
-        return self.runtime or ("torch" if self.latency is None else "ort")
+        """Where latency is measured: as asked for, else ONNX Runtime where layers are timed, and PyTorch where not."""
+        return self.runtime or ("ort" if self.times_layers else "torch")
 
     @property
     def run_dir(self) -> Path:

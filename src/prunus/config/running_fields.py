@@ -47,8 +47,8 @@ class RunningFields(BaseModel):
         None,
         "Running",
         "NAME",
-        "Where latency is measured: ort (ONNX Runtime), executorch, ncnn or torch. [default: ort with --latency, torch "
-        "without]",
+        "Where latency is measured: ort (ONNX Runtime), executorch, ncnn or torch. [default: ort with --latency, "
+        "--round-to auto or --normalize latency, torch without]",
         "ncnn",
     )
     skip_bad_images: bool = flag(

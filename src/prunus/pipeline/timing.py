@@ -1,4 +1,4 @@
-"""A budget of latency: what layers take on this machine, and the promise kept on the network that is really there.
+"""Latency: what layers take on this machine, and the promise kept on the network that is really there.
 
 latency.json in the run folder keeps what was measured, so that a run that goes on chooses as it did before.
 """
@@ -35,8 +35,8 @@ _WARMUP = 10
 
 
 def timed(run: Run, model: nn.Module, graph: ChannelGraph) -> ChannelGraph:
-    """Give the graph its layers' times, where the budget is one of latency; measured once a run."""
-    if run.config.latency is None:
+    """Give the graph its layers' times, where they are asked for; measured once a run."""
+    if not run.config.times_layers:
         return graph
     if run.folder.latency.exists():
         return graph.with_times(_read(run)[0].times)
@@ -90,13 +90,13 @@ def kept_budget(run: Run, dense: nn.Module, graph: ChannelGraph, settings: Choic
 def rehearse_latency(run: Run) -> None:
     """Open the untrained network in the runtime asked for, so that what cannot work is said before hours of training.
 
-    With a budget of latency, layers are timed there before any training, which says the same.
+    Where layers are timed there, that is before any training and says the same.
 
     Raises:
         ConfigError: the runtime, or what writes its files, is not installed.
         ModelError: its files cannot hold the network.
     """
-    if run.config.latency is None and run.config.latency_runtime != "torch":
+    if not run.config.times_layers and run.config.latency_runtime != "torch":
         try:
             Clock(run.config.latency_runtime, _THREADS).open(run.build().eval(), run.input_shape)
         except ModelError as error:
