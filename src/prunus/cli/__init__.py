@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -120,4 +123,22 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if "_PRUNUS_COMPLETE" in os.environ:  # a shell asks; a line of help that is wrapped would be an offer of its own
         os.environ["COLUMNS"] = "1000"
-    app(prog_name="prunus")
+    try:
+        app(prog_name="prunus")
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _end_process(end)
+        raise
+
+
+def _end_process(end: SystemExit) -> None:
+    """End a process of several as Python does, but for taking the interpreter down.
+
+    A thread of gloo's that then still waits for it aborts the process, once in ten runs on a busy machine (torch 2.13):
+    all was done and written, and the launcher said that it had failed.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter would
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
