@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -49,7 +50,7 @@ def root(tmp_path: Path, script: ModuleType) -> Path:
     return tmp_path
 
 
-def kept(root: Path, number: int, test: float, dense: float = 0.9) -> None:
+def kept(root: Path, number: int, test: float, dense: float = 0.9, search: Sequence[dict[str, int]] = ()) -> None:
     """Keep the cell of that number, as a sweep does."""
     cell = load_sweep(root / "reproduce" / "channel_sparsity_cpu.yaml").cells[number]
     side = {"params": 1000, "macs": 50_000, "size_bytes": 4000, "latency_ms": 1.0}
@@ -73,13 +74,15 @@ def kept(root: Path, number: int, test: float, dense: float = 0.9) -> None:
         "dense": whole | {"test_accuracy": dense},
         "pruned": side | {"test_accuracy": test},
         "latency": {"dense": {"runtime": "ORT 1"}, "pruned": {"runtime": "ORT 1"}},
+        "widths": [{"layer": "stem", "before": 16, "after": 8}, {"layer": "layer1.conv", "before": 16, "after": 4}],
         **({"int8": int8 | {"test_accuracy": test - 0.01}} if number < 2 else {}),
     }
     row = {"name": cell.name, "settings": {}, "status": "done", "attempts": 1, "seconds": 1.0}
     config = cell.config.model_dump(mode="json", exclude=set(MAY_CHANGE))
     file = root / "results" / "channel_sparsity_cpu" / f"{cell.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"row": row | {"held_out_accuracy": test + 0.01}, "config": config, "summary": summary}))
+    kept = {"row": row | {"held_out_accuracy": test + 0.01}, "config": config, "summary": summary, "search": search}
+    file.write_text(json.dumps(kept))
 
 
 def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(script: ModuleType, root: Path) -> None:
@@ -102,6 +105,32 @@ def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(
         f"| 0.5 of the MACs | {method} | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common} | {int8} | 15 |",
         f"| 0.5 of the MACs | Scratch-E, structure of {method} | 1 | 80.00 | −10.00 | 81.00 | {common} | – | 15 |",
     ]
+
+
+def test_plots_show_the_cells_that_are_there(script: ModuleType, root: Path) -> None:
+    epochs = [
+        {"epoch": number, "channels": 100, "kept_channels": 100 - 10 * number, "returned_channels": number}
+        for number in range(4)
+    ]
+    kept(root, 0, 0.86, search=epochs)
+    kept(root, 1, 0.88)
+    assert script.main(["--root", str(root)]) == 0
+    folder = root / "docs" / "results" / "reproduce"
+    drawn = {path.name.removeprefix("channel-sparsity-cpu-resnet8-uci-digits-"): path for path in folder.iterdir()}
+    assert drawn.keys() == {"accuracy.svg", "widths.svg", "masks.svg"}
+    page = (root / "docs" / "reproduce.md").read_text()
+    assert all(f"](results/reproduce/{path.name})" in page for path in drawn.values())
+    texts = {name: path.read_text() for name, path in drawn.items()}
+    assert "A: λ = 1, weight" in texts["accuracy.svg"] and "dense" in texts["accuracy.svg"]
+    assert "layer1.conv" in texts["widths.svg"]
+    assert "channels that came back" in texts["masks.svg"]
+    # The same cells give the same files, byte for byte; one that is gone is seen.
+    assert script.main(["--root", str(root)]) == 0
+    assert {name: path.read_text() for name, path in drawn.items()} == texts
+    drawn["masks.svg"].rename(folder / "other.svg")
+    assert script.main(["--root", str(root), "--check"]) == 1
+    assert script.main(["--root", str(root)]) == 0
+    assert {path.name for path in folder.iterdir()} == {path.name for path in drawn.values()}
 
 
 @pytest.mark.parametrize(
