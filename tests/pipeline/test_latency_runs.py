@@ -6,7 +6,8 @@ import io
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from rich.console import Console
 
 from prunus import pipeline
 from prunus.config import RunConfig, load_config
-from prunus.deploy import formats
+from prunus.deploy import Latency, formats
 from prunus.errors import BudgetError, ConfigError, FileFormatError
+from prunus.pipeline.run import Run
+from prunus.pipeline.timing import say_if_slow
 from prunus.plan import PruningPlan
 from prunus.report import numbers, read_run
 from prunus.report.comparison import int8_text
@@ -102,6 +105,32 @@ def test_layers_are_timed_for_any_budget(images: Path, tmp_path: Path) -> None:
     # By what a channel takes, others go than by its score alone.
     run(images, tmp_path / "b", macs=0.8, round_to="auto")
     assert PruningPlan.from_json(tmp_path / "b" / "plan.json").groups != plan.groups
+
+
+@pytest.mark.parametrize(
+    ("changes", "small_ms", "expected"),
+    [
+        (
+            {},
+            1.8,
+            "note       60% of the MACs went, but little of the time: 1.80 ms for one image in X 1, dense 2.00 ms",
+        ),
+        ({}, 1.3, ""),  # more than half of what went became time
+        ({"round_to": 8}, 1.8, ""),
+        ({"latency": 0.9}, 1.8, ""),
+    ],
+)
+def test_it_is_said_where_macs_did_not_become_time(changes: dict[str, Any], small_ms: float, expected: str) -> None:
+    said: list[str] = []
+    config = RunConfig.model_validate({"model": "resnet8", "data": "digits", "macs": 0.4} | changes)
+    stand_in = SimpleNamespace(config=config, say=said.append)
+    taken = {
+        name: Latency(took, took, took, 1, 1, 1, "X 1", "a processor")
+        for name, took in (("dense", 2.0), ("pruned", small_ms))
+    }
+    say_if_slow(cast(Run, stand_in), taken, 0.4)
+    assert "".join(said).startswith(expected) and bool(said) == bool(expected)
+    assert not said or said[0].endswith("--round-to auto --normalize latency finds them")
 
 
 def test_the_summary_has_the_latency_of_the_runtime_asked_for(images: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from prunus.pipeline.options import chosen_options
 from prunus.pipeline.recovering import read_recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.search import plan_of, rounds_epochs
-from prunus.pipeline.timing import measure_networks, promised_latency
+from prunus.pipeline.timing import measure_networks, promised_latency, say_if_slow
 from prunus.training.evaluate import Predicted, predict_classes
 
 
@@ -67,6 +67,8 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
     int8 = _int8(run)
     accuracies = [_accuracy(run, found.get(name)) for name in ("dense", "pruned")]
     latency = measure_networks(run, {"dense": dense, "pruned": small})
+    macs = [count_cost(model, run.proof_inputs()[:1]).macs for model in (dense, small)]
+    say_if_slow(run, latency, macs[1] / macs[0])
     files = {
         "dense": run.folder.dense,
         "model": run.folder.model,

@@ -141,6 +141,25 @@ def promised_latency(run: Run, taken: Mapping[str, Latency]) -> dict[str, Any]:
     }
 
 
+def say_if_slow(run: Run, taken: Mapping[str, Latency], macs: float) -> None:
+    """Say what to try where most of the MACs that went did not become time.
+
+    Args:
+        run: a run whose networks were timed.
+        taken: what the networks "dense" and "pruned" took.
+        macs: share of the MACs that are left.
+    """
+    dense, small = taken["dense"].median_ms, taken["pruned"].median_ms
+    if run.config.latency is not None or run.config.round_to != 1 or 1 - small / dense >= 0.5 * (1 - macs):
+        return
+    told = format_latency(round(1e9 * small)), format_latency(round(1e9 * dense))
+    run.say(
+        f"note       {1 - macs:.0%} of the MACs went, but little of the time: {told[0]} for one image in "
+        f"{taken['pruned'].runtime}, dense {told[1]}. A runtime likes some widths better; --round-to auto "
+        "--normalize latency finds them"
+    )
+
+
 def with_latency(budget: Budget, latency_ps: int) -> Budget:
     """Return the budget with another limit of latency."""
     return Budget(**(budget.to_dict() | {"latency_ps": latency_ps}))
