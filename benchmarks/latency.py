@@ -6,8 +6,9 @@
 For every network (He-initialised, or trained: NAME=FILE) and share of the MACs, one plan is made by MACs and one by
 latency, with scores divided by the time that a channel saves and widths in the multiples that the runtime likes; the
 limit of the latter is as low as it can be while its network keeps no less of the scores. Both are exported and timed
-in turns, beside the dense one. Results go to docs/results/benchmarks/latency.json; scripts/benchmark_table writes the
-table from it.
+in turns, beside the dense one. So are the smallest networks that there are, with one, eight and sixteen channels left
+in every layer: no removal of channels is faster. Results go to docs/results/benchmarks/latency.json;
+scripts/benchmark_table writes the table from it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from prunus.pipeline.environment import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12  # of the bisection for the limit of latency
+LEAST = (1, 8, 16)  # channels that the smallest networks have in every layer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "benchmarks" / "latency.json")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [row for text in arguments.networks for row in measure(arguments, *text.partition("=")[::2])]
+    networks = [text.partition("=")[::2] for text in arguments.networks]
+    rows = [row for network in networks for row in measure(arguments, *network)]
+    floors = [row for network in networks for row in smallest(arguments, *network)]
     atomic_write_json(
         arguments.out,
         {
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "criterion": arguments.criterion,
             "runs": arguments.runs,
             "rows": rows,
+            "floors": floors,
         },
     )
     return 0
@@ -64,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(arguments: argparse.Namespace, name: str, file: str) -> list[dict[str, Any]]:
     """Compare both budgets for one network."""
-    torch.manual_seed(0)
-    model = prunus.load(file) if file else prunus.build_model(name)
-    model.eval()
+    model = network_of(name, file)
     example = torch.zeros(1, 3, 32, 32)
     plain = prunus.trace(model, example)
     found = measure_times(model, plain, example, runtime=arguments.runtime, cache_dir=default_cache_dir())
@@ -95,6 +98,49 @@ def measure(arguments: argparse.Namespace, name: str, file: str) -> list[dict[st
         shares = [f"{way} {row[way]['measured_share']:.3f} (kept {row[way]['kept']:.4f})" for way in plans]
         print(f"{name} {share:g} of the MACs: {', '.join(shares)} of the dense latency", flush=True)
     return rows
+
+
+def smallest(arguments: argparse.Namespace, name: str, file: str) -> list[dict[str, Any]]:
+    """Time a network with so few channels in every layer, or a multiple of so many, beside the dense one."""
+    model = network_of(name, file)
+    graph = prunus.trace(model, torch.zeros(1, 3, 32, 32))
+    scores = prunus.score(model, graph, arguments.criterion)
+    plans = [least_of(graph, scores, channels) for channels in LEAST]
+    networks = [model, *(prunus.remove(model, graph, plan) for plan in plans)]
+    clock = Clock(arguments.runtime, 1)
+    seconds = clock.seconds([clock.open(net, (3, 32, 32)) for net in networks], arguments.runs, percentile=50)
+    rows = [
+        {
+            "network": name,
+            "channels": channels,
+            "macs_share": plan.after.macs / plan.before.macs,
+            "measured_share": taken / seconds[0],
+        }
+        for channels, plan, taken in zip(LEAST, plans, seconds[1:], strict=True)
+    ]
+    for row in rows:
+        print(f"{name}, {row['channels']} channels a layer: {row['measured_share']:.3f} of the latency", flush=True)
+    return rows
+
+
+def least_of(graph: ChannelGraph, scores: Mapping[str, Tensor], channels: int) -> PruningPlan:
+    """Plan the smallest network with multiples of so many channels: halve what is asked for until it is not there."""
+    low, high = 0.0, 1.0
+    best = prunus.allocate(graph, scores, Budget(macs=1.0))
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        try:
+            best = prunus.allocate(graph, scores, Budget(macs=middle), round_to=channels, min_channels=channels)
+            high = middle
+        except BudgetError:
+            low = middle
+    return best
+
+
+def network_of(name: str, file: str) -> nn.Module:
+    """Return a network of the zoo in evaluation mode, with a file's weights or He-initialised."""
+    torch.manual_seed(0)
+    return (prunus.load(file) if file else prunus.build_model(name)).eval()
 
 
 def kept(worth: Mapping[str, Tensor], plan: PruningPlan) -> float:

@@ -238,13 +238,26 @@ def test_what_a_pruner_adds_to_a_step_is_timed(tmp_path: Path) -> None:
     assert all(ratio > 0 for ratio in found["ratio"].values()) and found["step_seconds"] > 0
 
 
-def test_the_quickest_plan_that_keeps_as_much_of_the_scores() -> None:
-    """Channels of conv2 take nearly all of the time, so they go first, and as many as may."""
+def benchmark_of_latency() -> ModuleType:
     loader = SourceFileLoader("benchmark_of_latency", str(ROOT / "benchmarks" / "latency.py"))
     spec = spec_from_loader("benchmark_of_latency", loader)
     assert spec
     latency = module_from_spec(spec)
     loader.exec_module(latency)
+    return latency
+
+
+def test_the_smallest_plan_keeps_so_many_channels_in_every_layer() -> None:
+    graph = row_graph()
+    scores = {group.name: torch.rand(group.size) for group in graph.groups}
+    for channels in (1, 2):
+        plan = benchmark_of_latency().least_of(graph, scores, channels)
+        assert {len(group.keep) for group in plan.groups} == {channels}
+
+
+def test_the_quickest_plan_that_keeps_as_much_of_the_scores() -> None:
+    """Channels of conv2 take nearly all of the time, so they go first, and as many as may."""
+    latency = benchmark_of_latency()
     graph = row_graph().with_times({"conv1.weight": LayerTime(per_row=1), "conv2.weight": LayerTime(per_row=1000)})
     worth = {group.name: torch.ones(group.size) for group in graph.groups}
     scores = {"conv1": torch.full((6,), 1000.0), "conv2": torch.ones(5)}
@@ -280,7 +293,9 @@ def test_the_figures_of_latency_become_rows(root: Path) -> None:
     row = {"network": "resnet20", "share": 0.5, "macs": by_macs, "latency": by_time}
     row |= {"version": "ONNX Runtime 1", "table_error": 0.07, "network_error": 0.03}
     told = {"processor": "a processor", "criterion": "l1_norm", "runs": 9, "rows": [row]}
+    told["floors"] = [{"network": "resnet20", "channels": 1, "macs_share": 0.02, "measured_share": 0.4}]
     (root / "docs" / "results" / "benchmarks" / "latency.json").write_text(json.dumps(told))
     assert benchmark_table(["--root", str(root)]) == 0
     rows = [line for line in (root / "docs" / "benchmarks.md").read_text().splitlines() if line.startswith("| ")]
-    assert rows[-1] == "| resnet20 | 0.5 | 0.8000 | 0.660 | 0.8100 | 8 | 0.610 | 0.550 | 1.20× | 0.540 |"
+    assert rows[-1] == "| resnet20 | 1 | 50.00× | 2.50× |"
+    assert "| resnet20 | 0.5 | 0.8000 | 0.660 | 0.8100 | 8 | 0.610 | 0.550 | 1.20× | 0.540 |" in rows
