@@ -203,7 +203,9 @@ class _Search:
                 because = _frozen_reasons(self.graph)
             else:
                 because = f"{self.conditions} the smallest network has {write(least, up=True)}{share}."
-            raise BudgetError(f"{wanted}{what} is not reachable: {because}")
+            error = BudgetError(f"{wanted}{what} is not reachable: {because}")
+            error.least_latency_ps = least if name == METRICS[-1] and prunable else None
+            raise error
 
 
 def _kept(pruning_ratio: float, channels: int) -> int:

@@ -46,7 +46,9 @@ class PlanError(PrunusError):
 
 
 class BudgetError(PlanError):
-    """A budget cannot be reached."""
+    """A budget cannot be reached; where latency alone is too much, with what the smallest network is said to take."""
+
+    least_latency_ps: int | None = None
 
 
 class SurgeryError(PrunusError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -17,7 +18,9 @@ from rich.console import Console
 from prunus import pipeline
 from prunus.config import RunConfig, load_config
 from prunus.deploy import Latency, formats
+from prunus.deploy.layer_times import MeasuredTimes, measure_times
 from prunus.errors import BudgetError, ConfigError, FileFormatError
+from prunus.pipeline import timing
 from prunus.pipeline.run import Run
 from prunus.pipeline.timing import say_if_slow
 from prunus.plan import PruningPlan
@@ -90,6 +93,25 @@ def test_the_promise_is_measured_and_kept_on_the_network_itself(images: Path, tm
 
 
 @pytest.mark.slow
+def test_a_table_that_says_too_much_of_small_networks_is_not_believed(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*args: Any, **options: Any) -> MeasuredTimes:
+        found = measure_times(*args, **options)
+        name, first = next(iter(found.times.items()))
+        inflated = dataclasses.replace(first, constant=first.constant + 10**12)  # a second, whatever the widths
+        return dataclasses.replace(found, times={**found.times, name: inflated})
+
+    monkeypatch.setattr(timing, "measure_times", too_much)
+    said = run(images, tmp_path / "a", latency=0.95)
+    assert "by the table no network is so quick, but the smallest is" in said
+    record = json.loads((tmp_path / "a" / "latency.json").read_text())
+    assert record["chosen"]["share_of_the_promise"] <= 1.03
+    plan = PruningPlan.from_json(tmp_path / "a" / "plan.json")
+    assert plan.after.latency_ps > 0.95 * plan.before.latency_ps and plan.after.macs < plan.before.macs
+
+
+@pytest.mark.slow
 def test_layers_are_timed_for_any_budget(images: Path, tmp_path: Path) -> None:
     said = run(images, tmp_path / "a", macs=0.8, round_to="auto", normalize="latency")
     assert "latency    timing layers in ort, 1 thread, one image" in said
@@ -155,7 +177,9 @@ def test_a_runtime_that_is_not_here_is_said_before_any_training(
 
 
 def test_what_cannot_be(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"^0\.01 of .*s of latency is not reachable: "):
+    with pytest.raises(
+        BudgetError, match=r"^0\.01 of .*s of latency is not reachable: .* Timed beside the dense one, "
+    ):
         run(images, tmp_path / "a", latency=0.01)
     record = tmp_path / "a" / "latency.json"
     record.write_text('{"times": {}, "chosen": null}')

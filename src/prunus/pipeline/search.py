@@ -23,7 +23,7 @@ from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
 from prunus.pipeline.run import Run
 from prunus.pipeline.sparse import sparse_hook
-from prunus.pipeline.timing import kept_budget, multiple_of, timed
+from prunus.pipeline.timing import kept_budget, multiple_of, rehearsed_plan, timed
 from prunus.pipeline.widths import searched_plan
 from prunus.plan import PruningPlan
 from prunus.verify import Verification
@@ -43,7 +43,7 @@ def rehearse(run: Run) -> None:
     graph = timed(run, model, trace(model, run.proof_inputs()))
     if run.config.sparse_epochs:
         sparse_hook(run, graph)
-    plan = choice(run, header_bytes(model, graph, **run.identity)).plan(model, graph, budget(run))
+    plan = rehearsed_plan(run, model, graph, choice(run, header_bytes(model, graph, **run.identity)))
     for note in plan.notes:
         run.say(f"note       {note}")
 
