@@ -98,7 +98,7 @@ def rehearsed_plan(run: Run, model: nn.Module, graph: ChannelGraph, settings: Ch
     try:
         return settings.plan(model, graph, budget)
     except BudgetError as refusal:
-        plan, limit = _smallest(model, graph, settings, budget, refusal)
+        plan, _ = _smallest(model, graph, settings, budget, refusal)
         share = _Beside(run, model, budget).share(remove(model, graph, plan))
         if share > _NOISE:
             raise BudgetError(f"{refusal} {_timed_too(share)}") from None
