@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import gcd
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ class Tape:
         self.uniform: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self.parents: dict[int, tuple[Tensor, Tensor, dict[int, Tensor]]] = {}
         self.sizes: list[tuple[str, str, Tensor]] = []  # attributes of modules, and the labels that each counts
+        self.fixed: list[tuple[int, int]] = []  # runs of labels that number positions whose number is fixed
         self.reorders = False
         self.is_risky = False
         self.splits: dict[tuple[Place, str], list[Tensor]] = {}
@@ -130,6 +132,21 @@ class Tape:
         self._starts.append(self._next)
         self._next += size
         return torch.arange(self._next - size, self._next)
+
+    def fixed_labels(self, size: int) -> Tensor:
+        """Return labels, (size,), for positions whose number is fixed, where these have to be told apart.
+
+        They meet others as "no label" does, and stay, since no layer produces them.
+        """
+        labels = self.new_labels("", 0, size)
+        self.fixed.append((int(labels[0]), int(labels[-1]) + 1))
+        return labels
+
+    def _is_fixed(self, labels: Numbers) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = labels < 0
+        for low, high in self.fixed:
+            found |= (labels >= low) & (labels < high)
+        return found
 
     def owned_too(self, tensor: str, labels: Tensor) -> None:
         """Say that a run of labels numbers a vector of the state dict as well."""
@@ -227,24 +244,27 @@ class Tape:
         elif a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
             return a
         first, second = a.numpy(), b.numpy()
-        if (first | second).min() < 0:  # the sign of either
-            fixed = (first < 0) ^ (second < 0)
-            if fixed.any():
-                met = torch.from_numpy(np.maximum(first, second)[fixed])
-                self.freeze(met, f"{use} meets positions whose number is fixed")
+        if self.fixed or (first | second).min() < 0:  # the sign of either
+            fixed = self._is_fixed(first)
+            found = np.where(fixed & (second >= 0), second, first)
+            met = fixed ^ self._is_fixed(second)
+            if met.any():
+                self.freeze(torch.from_numpy(found[met]), f"{use} meets positions whose number is fixed")
             known = (first >= 0) & (second >= 0)
             self.unions.append((first[known], second[known]))
-            return torch.maximum(a, b)
+            return torch.from_numpy(found)
         self.unions.append((first.reshape(-1), second.reshape(-1)))
         return a
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Say that labels which meet count alike, and freeze those that meet a fixed position."""
         a, b = torch.broadcast_tensors(a, b)
-        fixed = (a < 0) ^ (b < 0)
+        first, second = self._is_fixed(a.numpy()), self._is_fixed(b.numpy())
+        fixed = torch.from_numpy(first ^ second)
         if bool(fixed.any()):
-            self.freeze(torch.maximum(a, b)[fixed], f"{self.op} needs as many as of positions whose number is fixed")
-        differ = (a != b) & ~fixed & (a >= 0)
+            met = torch.where(torch.from_numpy(first), b, a)[fixed]
+            self.freeze(met, f"{self.op} needs as many as of positions whose number is fixed")
+        differ = (a != b) & ~fixed & (a >= 0) & (b >= 0)
         if bool(differ.any()):
             self.ties.append((a[differ], b[differ]))
             self.tied_at.append((self.op, str(place_of_call())))

@@ -41,8 +41,7 @@ def cat(tape: Tape, findings: Findings, call: Call) -> None:
             tape.is_risky = True
         elif is_labelled and own.numel() == 1 < shape[axis]:  # told apart, so that they keep their order when moved
             if id(piece) not in fixed:
-                fixed[id(piece)] = tape.new_labels("", 0, shape[axis]).view(shape)
-                tape.freeze(fixed[id(piece)], f"{call.name} joins it to positions whose number is fixed")
+                fixed[id(piece)] = tape.fixed_labels(shape[axis]).view(shape)
             own = fixed[id(piece)]
         rows.append(own.expand(shape))
     tape.write(call.out, [torch.cat(rows, axis), *across])
