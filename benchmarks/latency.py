@@ -7,7 +7,7 @@ For every network (He-initialised, or trained: NAME=FILE) and share of the MACs,
 latency, with scores divided by the time that a channel saves, and widths in what was fastest of a few multiples; the
 limit of the latter is as low as it can be while its network keeps no less of the scores. Both are exported and timed
 in turns, beside the dense one. So are the smallest networks that there are, with one, eight and sixteen channels left
-in every layer: no removal of channels is faster. Results go to docs/results/benchmarks/latency.json;
+in every layer: what is left of the time when next to no MACs are. Results go to docs/results/benchmarks/latency.json;
 scripts/benchmark_table writes the table from it.
 """
 

@@ -117,32 +117,33 @@ def test_layers_are_timed_for_any_budget(images: Path, tmp_path: Path) -> None:
     assert "latency    timing layers in ort, 1 thread, one image" in said
     record = json.loads((tmp_path / "a" / "latency.json").read_text())
     multiple = record["times"]["multiple"]
-    assert record["chosen"] is None and multiple > 1
+    assert record["chosen"] is None
     plan = PruningPlan.from_json(tmp_path / "a" / "plan.json")
     assert plan.budget == {"macs": 0.8}
     assert all(len(group.keep) % multiple == 0 or len(group.keep) == group.size for group in plan.groups)
     assert 0 < plan.after.latency_ps < plan.before.latency_ps
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["latency_budget"] == {} and summary["latency"]["dense"]["runtime"].startswith("ONNX Runtime")
-    # By what a channel takes, others go than by its score alone.
-    run(images, tmp_path / "b", macs=0.8, round_to="auto")
-    assert PruningPlan.from_json(tmp_path / "b" / "plan.json").groups != plan.groups
 
 
 @pytest.mark.parametrize(
-    ("changes", "small_ms", "expected"),
+    ("changes", "macs", "small_ms", "expected"),
     [
         (
             {},
+            0.4,
             1.8,
             "note       60% of the MACs went, but little of the time: 1.80 ms for one image in X 1, dense 2.00 ms",
         ),
-        ({}, 1.3, ""),  # more than half of what went became time
-        ({"round_to": 8}, 1.8, ""),
-        ({"latency": 0.9}, 1.8, ""),
+        ({}, 0.4, 1.3, ""),  # more than half of what went became time
+        ({}, 1.0, 2.1, ""),  # nothing went
+        ({"round_to": 8}, 0.4, 1.8, ""),
+        ({"latency": 0.9}, 0.4, 1.8, ""),
     ],
 )
-def test_it_is_said_where_macs_did_not_become_time(changes: dict[str, Any], small_ms: float, expected: str) -> None:
+def test_it_is_said_where_macs_did_not_become_time(
+    changes: dict[str, Any], macs: float, small_ms: float, expected: str
+) -> None:
     said: list[str] = []
     config = RunConfig.model_validate({"model": "resnet8", "data": "digits", "macs": 0.4} | changes)
     stand_in = SimpleNamespace(config=config, say=said.append)
@@ -150,7 +151,7 @@ def test_it_is_said_where_macs_did_not_become_time(changes: dict[str, Any], smal
         name: Latency(took, took, took, 1, 1, 1, "X 1", "a processor")
         for name, took in (("dense", 2.0), ("pruned", small_ms))
     }
-    say_if_slow(cast(Run, stand_in), taken, 0.4)
+    say_if_slow(cast(Run, stand_in), taken, macs)
     assert "".join(said).startswith(expected) and bool(said) == bool(expected)
     assert not said or said[0].endswith("--round-to auto --normalize latency finds them")
 

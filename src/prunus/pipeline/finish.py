@@ -67,8 +67,6 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
     int8 = _int8(run)
     accuracies = [_accuracy(run, found.get(name)) for name in ("dense", "pruned")]
     latency = measure_networks(run, {"dense": dense, "pruned": small})
-    macs = [count_cost(model, run.proof_inputs()[:1]).macs for model in (dense, small)]
-    say_if_slow(run, latency, macs[1] / macs[0])
     files = {
         "dense": run.folder.dense,
         "model": run.folder.model,
@@ -83,6 +81,7 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
         _describe(run, model, accuracy, size, latency[name])
         for name, model, accuracy, size in zip(("dense", "pruned"), (dense, small), accuracies, sizes, strict=True)
     )
+    say_if_slow(run, latency, pruned_side["macs"] / dense_side["macs"])
     epochs = Counter(str(row["stage"]) for row in run.folder.read_metrics())
     atomic_write_json(
         run.folder.summary,
