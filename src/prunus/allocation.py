@@ -277,7 +277,8 @@ def _fraction(value: float) -> str:
 
 
 def _rounding_note(ladders: list[Ladder], round_to: int) -> list[str]:
-    small = [f"{ladder.group.name} ({ladder.group.size})" for ladder in ladders if ladder.group.size < round_to]
+    groups = [ladder.group for ladder in ladders if not ladder.group.dropped]
+    small = [f"{group.name} ({group.size})" for group in groups if group.size < round_to]
     return [f"round_to={round_to} is more than these groups have, which stay whole: {_listed(small)}"] if small else []
 
 

@@ -42,7 +42,8 @@ class Ladder:
 def ladder_of(group: ChannelGroup, scores: Floats, min_channels: int | None, round_to: int) -> Ladder:
     """Build a group's ladder: multiples of `round_to` from its floor on, and its whole size.
 
-    Where the group lies in pieces, every level takes the best channels of each.
+    Where the group lies in pieces, every level takes the best channels of each. One that is dropped has a single level,
+    the lowest.
     """
     floor = -(-group.size // DEFAULT_FLOOR) if min_channels is None else min_channels
     order = np.argsort(-scores, kind="stable")
@@ -53,6 +54,8 @@ def ladder_of(group: ChannelGroup, scores: Floats, min_channels: int | None, rou
         order = _by_level(group, order)
         totals = group.levels.sum(axis=1)
         levels = [int(total) for total in totals if total >= floor and total % round_to == 0]
+    if group.dropped:
+        return Ladder(group, group.channels[order], scores[order], group.counts[:1].sum(axis=1))
     if not levels or levels[-1] != group.size:
         levels.append(group.size)
     return Ladder(group, group.channels[order], scores[order], np.array(levels, np.int64))

@@ -52,7 +52,7 @@ def test_rounds_approach_the_budget_and_the_plan_has_the_first_networks_indices(
         spent.append(count_cost(small, INPUTS).macs / dense.macs)
         return small
 
-    removal = iterative(model, Budget(macs=0.4), CHOICE, INPUTS, rounds=3, between=between)
+    removal = iterative(model, trace(model, INPUTS), Budget(macs=0.4), CHOICE, INPUTS, rounds=3, between=between)
     spent.append(count_cost(removal.model, INPUTS).macs / dense.macs)
     assert spent == pytest.approx([0.8, 0.6, 0.4], abs=0.03)
     assert all(s <= wanted for s, wanted in zip(spent, (0.8, 0.6, 0.4), strict=True))
@@ -86,7 +86,7 @@ def test_a_budget_out_of_reach_is_said_before_anything_is_trained() -> None:
         raise AssertionError("trained in vain")
 
     with pytest.raises(BudgetError, match="not reachable"):
-        iterative(network(), Budget(macs=0.0001), CHOICE, INPUTS, rounds=2, between=between)
+        iterative(network(), trace(network(), INPUTS), Budget(macs=0.0001), CHOICE, INPUTS, rounds=2, between=between)
 
 
 def test_every_round_is_recovered_before_it_is_trained() -> None:
@@ -104,7 +104,16 @@ def test_every_round_is_recovered_before_it_is_trained() -> None:
         events.append(f"train {number}")
         return small
 
-    removal = iterative(network(), Budget(macs=0.4), CHOICE, INPUTS, rounds=3, between=between, recover=recover)
+    removal = iterative(
+        network(),
+        trace(network(), INPUTS),
+        Budget(macs=0.4),
+        CHOICE,
+        INPUTS,
+        rounds=3,
+        between=between,
+        recover=recover,
+    )
     assert events == ["recover", "train 1", "recover", "train 2", "recover"]
     assert removal.model is seen[-1]
 
@@ -132,7 +141,9 @@ def test_a_wrong_removal_stops() -> None:
 def test_rounds_of_a_network_that_shuffles_are_one_plan() -> None:
     torch.manual_seed(0)
     model = randomise(build_model("shufflenetv2")).eval()
-    removal = iterative(model, Budget(macs=0.5), CHOICE, INPUTS, rounds=2, between=lambda small, _: small)
+    removal = iterative(
+        model, trace(model, INPUTS), Budget(macs=0.5), CHOICE, INPUTS, rounds=2, between=lambda small, _: small
+    )
     graph = trace(model, INPUTS)
     at_once = remove(model, graph, plan_from_keep(graph, removal.plan.keep_array(graph)))
     assert [v.passed for v in removal.verifications] == [True, True]

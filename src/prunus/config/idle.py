@@ -40,6 +40,11 @@ def idle_options(config: RunConfig) -> list[str]:
             f"--epochs {config.epochs} does nothing here: with --from-scratch there is no dense training; "
             "type --search-epochs and --finetune-epochs"
         )
+    if config.drop_branches and config.from_scratch:
+        idle.append(
+            "--drop-branches does not go with --from-scratch: what a branch is worth, a trained network says; "
+            "leave one of them out"
+        )
     for key, (owner, wanted) in _ONLY_FOR.items():
         value, actual = getattr(config, key), getattr(config, owner)
         if value != type(config).model_fields[key].default and actual != wanted:

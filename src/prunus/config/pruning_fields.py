@@ -41,6 +41,16 @@ class PruningFields(BaseModel):
         "Keep multiples of this many channels; auto measures which one the --runtime likes.",
         "8",
     )
+    drop_branches: Whole = flag(
+        0,
+        "Pruning",
+        "N",
+        "Leave out so many residual branches as a whole, before channels are chosen: those that change the outputs "
+        "least for the MACs that they take. Fewer layers are faster than thinner ones.",
+        "3",
+        ge=0,
+        le=1000,
+    )
     criterion: str | None = flag(
         None,
         "Pruning",

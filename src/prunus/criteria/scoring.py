@@ -66,7 +66,7 @@ def score(
         **options: the criterion's own, such as ``degree="hoyer"``.
 
     Returns:
-        One float64 tensor a group, (group.size,), in the order of `group.channels`.
+        One float64 tensor a group, (group.size,), in the order of `group.channels`; zeros for one that is dropped.
 
     Raises:
         ConfigError: an unknown name or option; a criterion whose result is not one finite number a channel; or one that
@@ -94,6 +94,8 @@ def score(
         found.add(layer.channels, normalized(_checked(function(values), values), normalize, values, saved))
     scores = found.result()
     for group in graph.groups:
+        if group.dropped:  # it has no layers that could be scored
+            scores[group.channels] = 0.0
         if np.isnan(scores[group.channels]).any():
             raise ConfigError(
                 f"no layer of this graph produces the channels of group {group.name!r}; they have no score."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.deploy.folding import Fold, drop_unused, fold_batchnorm
+from prunus.deploy.silent import drop_silent
 from prunus.errors import ModelError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], *, fold: bool = True
         assert isinstance(module, torch.fx.GraphModule)
         drop_unused(module)
         folds = fold_batchnorm(module) if fold else ()
+        if drop_silent(module):
+            folds = tuple(fold for fold in folds if fold.new_weight in dict(module.named_parameters()))
         program, any_batch = _export(module, example, any_batch=any_batch)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # lines of code, with the paths of the machine that wrote the file

@@ -18,6 +18,8 @@ _CONVOLUTIONS = frozenset(
 _TRANSPOSED = frozenset({_ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input, _ATEN.conv_transpose3d.input})
 _GROUPS_OF_TRANSPOSED = 6  # position of the argument
 _LINEAR = _ATEN.linear.default
+LAYERS = _CONVOLUTIONS | _TRANSPOSED | {_LINEAR}
+"""Operations of a captured network whose second argument is a weight and whose third is a bias."""
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class ChannelGroup:
     channels lie in several *pieces*, and as many must stay in one as in the others: `pieces` says in which each lies,
     (size,), None for a single one, and `levels` how many may stay in each, (levels, pieces), rising. Any channels of a
     piece will do. Without levels any number of any channels may stay.
+
+    A group that is `dropped` lies in a residual branch that is silent: only the least that can stay of it does.
     """
 
     name: str
@@ -91,6 +93,7 @@ class ChannelGroup:
     tensors: tuple[tuple[str, int], ...]
     pieces: Ids | None = None
     levels: npt.NDArray[np.int64] | None = None
+    dropped: bool = False
 
     @property
     def size(self) -> int:

@@ -218,6 +218,9 @@ class DynamicSearch:
             ladder = ladder_of(group, values, self.choice.min_channels, self.choice.round_to)
             stays = np.flatnonzero(ladder.scores > 0)
             needed = stays[-1] + 1 if len(stays) else 1
+            if group.dropped:  # silent from the first epoch on
+                alive[group.channels] &= self.keep[group.channels]
+                continue
             width = ladder.levels[np.searchsorted(ladder.levels, needed)]
             alive[ladder.ids[width:]] = False
         return alive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -10,8 +10,8 @@ from torch import nn
 from prunus.allocation import Budget
 from prunus.cost import Cost, predict_cost
 from prunus.errors import VerificationError
-from prunus.graph.channels import ChannelGraph, LayerTime
-from prunus.graph.trace import Inputs, trace
+from prunus.graph.channels import ChannelGraph
+from prunus.graph.trace import Inputs
 from prunus.methods.choice import Choice
 from prunus.methods.shrinking import Shrunk
 from prunus.plan import PruningPlan
@@ -77,6 +77,7 @@ def one_shot(
 
 def iterative(
     model: nn.Module,
+    graph: ChannelGraph,
     budget: Budget,
     choice: Choice,
     inputs: Inputs,
@@ -84,7 +85,6 @@ def iterative(
     rounds: int,
     between: Callable[[nn.Module, int], nn.Module],
     recover: Recover | None = None,
-    times: Mapping[str, LayerTime] | None = None,
 ) -> Removal:
     """Remove in rounds; each takes an equal step of the cost, and all but the last are trained before the next.
 
@@ -93,13 +93,13 @@ def iterative(
 
     Args:
         model: a trained network, left as it is.
+        graph: its channel graph.
         budget: what the smallest network may cost.
         choice: how channels are chosen, in every round anew.
         inputs: what every removal is verified on, (N, C, H, W).
         rounds: how many, at least 1.
         between: trains the network that a round left: (network, round from 1) → network of the same shapes.
         recover: what is done to a round's network, once it is verified, before it is trained.
-        times: what the layers take, for a budget of latency.
 
     Returns:
         The network as the last round left it, untrained since; the plan has the indices of `model`.
@@ -108,7 +108,6 @@ def iterative(
         BudgetError: the budget cannot be reached.
         VerificationError: a round before the last removed wrongly, which no training could mend.
     """
-    graph = trace(model, inputs).with_times(times or {})
     dense = predict_cost(graph, graph.keep_all(), header_bytes=choice.header_bytes)
     choice.plan(model, graph, budget)  # out of reach? better said before the first round than after the last
     total = one_shot(model, graph, _step_budget(budget, dense, 1, rounds), choice, inputs, recover)

@@ -16,6 +16,7 @@ from prunus.errors import BudgetError
 from prunus.files import atomic_write_json
 from prunus.models.initialise import reinitialise
 from prunus.pipeline import recipes
+from prunus.pipeline.branches import dropped_branches, silence_branches
 from prunus.pipeline.details import write_details
 from prunus.pipeline.environment import commit
 from prunus.pipeline.int8 import predict_int8, read_int8
@@ -43,6 +44,7 @@ def obtain_finetuned(run: Run, small: nn.Module) -> nn.Module:
             run.say(f"fine-tune  none: new weights, trained for {run.config.epochs} epochs")
             torch.manual_seed(run.config.seed)
             reinitialise(small)
+            silence_branches(run, small)
             run.train(small, recipes.reinitialized(run), "finetune")
         elif epochs:
             run.say(f"fine-tune  for {epochs} epochs")
@@ -96,6 +98,7 @@ def write_summary(run: Run, trained: nn.Module | None, small: nn.Module) -> None
             "seed": run.config.seed,
             "epochs": {stage: epochs[stage] for stage in _stages(run)},
             **({"options": chosen_options(run)} if run.config.calibrate_options else {}),
+            **({"dropped_branches": dropped_branches(run)} if run.config.drop_branches else {}),
             "recovery": read_recovery(run),
             "dense": dense_side,
             "pruned": pruned_side,

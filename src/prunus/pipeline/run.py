@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,35 +124,50 @@ class Run:
         hook: Hook | None = None,
         on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> None:
-        """Train with the run's data, as every process of the run does."""
-        fit(
-            model,
-            self.split,
-            recipe,
-            augment=functools.partial(
-                augment,
-                crop_padding=recipe.crop_padding,
-                flip=recipe.flip,
-                cutout=recipe.cutout,
-                mean=self.data.mean,
-                std=self.data.std,
-            ),
-            normalize=self.normalize,
-            stage=stage,
-            seed=self.config.seed,
-            checkpoint_dir=self.folder.checkpoints,
-            device=self.device,
-            hook=hook,
-            teacher=load(self.folder.dense) if recipe.distill else None,
-            on_epoch=on_epoch,
-            stopping=self.stopping,
-            compile=self.config.compile,
-            team=self.team,
-        )
+        """Train with the run's data, as every process of the run does; branches that were dropped stay silent."""
+        with _frozen(model, {name for row in self.folder.read_branches() for name in row["parameters"]}):
+            fit(
+                model,
+                self.split,
+                recipe,
+                augment=functools.partial(
+                    augment,
+                    crop_padding=recipe.crop_padding,
+                    flip=recipe.flip,
+                    cutout=recipe.cutout,
+                    mean=self.data.mean,
+                    std=self.data.std,
+                ),
+                normalize=self.normalize,
+                stage=stage,
+                seed=self.config.seed,
+                checkpoint_dir=self.folder.checkpoints,
+                device=self.device,
+                hook=hook,
+                teacher=load(self.folder.dense) if recipe.distill else None,
+                on_epoch=on_epoch,
+                stopping=self.stopping,
+                compile=self.config.compile,
+                team=self.team,
+            )
 
     def say(self, text: str) -> None:
         """Tell the user what happens."""
         self.console.print(text, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Take the gradients of these parameters away for a while; those of a simulation are its network's."""
+    network = model.network if isinstance(model, Int8Simulation) else model
+    frozen = [tensor for name, tensor in network.named_parameters() if name in names and tensor.requires_grad]
+    for tensor in frozen:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in frozen:
+            tensor.requires_grad_(True)
 
 
 def prepare(

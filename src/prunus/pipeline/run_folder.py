@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from prunus.config import RunConfig, load_config
 from prunus.errors import ConfigError, FileFormatError, RunError
-from prunus.files import TEMPORARY, atomic_write_json, atomic_write_text, read_bytes
+from prunus.files import TEMPORARY, atomic_write_json, atomic_write_text, read_bytes, read_json
 
 _LOCK = ".lock"
 
@@ -53,6 +53,11 @@ class RunFolder:
     def options(self) -> Path:
         """What the criterion's options led to on validation images, where they were chosen so."""
         return self.path / "options.json"
+
+    @property
+    def branches(self) -> Path:
+        """Which residual branches were dropped, and what their loss did to the outputs."""
+        return self.path / "branches.json"
 
     @property
     def plan(self) -> Path:
@@ -151,6 +156,7 @@ class RunFolder:
             self.metrics,
             self.dense,
             self.options,
+            self.branches,
             self.plan,
             self.width_search,
             self.latency,
@@ -192,6 +198,17 @@ class RunFolder:
         """Add one epoch to the metrics; rows of its stage from this epoch on, left by a killed run, give way."""
         earlier = [old for old in self.read_metrics() if old["stage"] != row["stage"] or old["epoch"] < row["epoch"]]
         self._write_metrics([*earlier, row])
+
+    def read_branches(self) -> list[dict[str, Any]]:
+        """Read the branches that were dropped, in their order; none where none are, or not yet."""
+        if not self.branches.exists():
+            return []
+        found = read_json(self.branches, "record of branches")
+        rows = found.get("branches") if isinstance(found, dict) else None
+        keys = {"name", "parameters", "means"}
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= keys for row in rows):
+            raise FileFormatError(f"the record of branches {self.branches} lacks something; delete it to choose again")
+        return rows
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the epochs recorded so far; FileFormatError where a line is none of ours."""

@@ -18,6 +18,7 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
 from prunus.methods import Choice, DynamicSearch, Recover, Removal, carry_out, iterative, one_shot
 from prunus.pipeline import recipes
+from prunus.pipeline.branches import obtain_branches, rehearsed_branches, with_note
 from prunus.pipeline.details import write_scores
 from prunus.pipeline.options import obtain_options
 from prunus.pipeline.recovering import Recovery
@@ -43,6 +44,7 @@ def rehearse(run: Run) -> None:
     graph = timed(run, model, trace(model, run.proof_inputs()))
     if run.config.sparse_epochs:
         sparse_hook(run, graph)
+    graph = rehearsed_branches(run, model, graph)
     plan = rehearsed_plan(run, model, graph, choice(run, header_bytes(model, graph, **run.identity)))
     for note in plan.notes:
         run.say(f"note       {note}")
@@ -60,10 +62,11 @@ def obtain_removed(run: Run, dense: nn.Module) -> nn.Module:
     if run.folder.removed.exists():
         run.say("search     done before: plan.json, verification.json")
     else:
-        graph = timed(run, dense, trace(dense, run.proof_inputs()))
+        dense, graph = obtain_branches(run, dense, timed(run, dense, trace(dense, run.proof_inputs())))
         recovery = Recovery(run)
         scores: dict[str, Tensor] = {}
         removal = _search(run, dense, graph, recovery, scores.update)
+        removal = dataclasses.replace(removal, plan=with_note(run, removal.plan))
         removal.plan.save(run.folder.plan)
         atomic_write_json(run.folder.verification, _describe(removal.verifications))
         removal.check()
@@ -145,9 +148,7 @@ def _search(
 
     run.say(f"search     {run.config.criterion_name}, {run.config.rounds} rounds")
     rounds = run.config.rounds
-    return iterative(
-        dense, target, settings, inputs, rounds=rounds, between=between, recover=recover, times=graph.times
-    )
+    return iterative(dense, graph, target, settings, inputs, rounds=rounds, between=between, recover=recover)
 
 
 def _search_dynamically(

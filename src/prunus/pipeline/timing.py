@@ -15,7 +15,7 @@ from torch import nn
 from prunus.budget import Budget
 from prunus.cost import format_latency, predict_cost
 from prunus.data.cache import default_cache_dir
-from prunus.deploy import Latency, measure_latency, open_exported, processor_name
+from prunus.deploy import Latency, load, measure_latency, open_exported, processor_name
 from prunus.deploy.benchmarking import time_in_turns
 from prunus.deploy.latency import percentiles
 from prunus.deploy.layer_times import Clock, MeasuredTimes, decode_times, encode_times, measure_times
@@ -189,9 +189,11 @@ def with_latency(budget: Budget, latency_ps: int) -> Budget:
 
 
 class _Beside:
-    """Times smaller networks beside the dense one."""
+    """Times smaller networks beside the dense one, which has all of its branches."""
 
     def __init__(self, run: Run, dense: nn.Module, budget: Budget) -> None:
+        if run.config.drop_branches and run.folder.dense.exists():
+            dense = load(run.folder.dense)
         self.clock, self.shape = Clock(run.config.latency_runtime, _THREADS), run.input_shape
         self.dense, self.wanted = self.clock.open(dense.cpu().eval(), self.shape), budget.latency_ps
 
