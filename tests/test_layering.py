@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "migration": PLANNED | {"surgery"},
     "recovery": CUT,  # what is repaired after a removal, before any training
     "width_search": CUT | {"recovery", "training"},  # looks at what is left of the accuracy
-    "api": CUT | {"recovery"},
+    "branches": CUT | {"recovery", "ladders"},  # what goes as a whole, before channels are chosen
+    "api": CUT | {"recovery", "branches"},
     "models": BASE,
     "checking": PRUNED | {"models"},  # prunes networks by name, one row each
     "inspection": COSTED | {"checking"},  # rows
@@ -52,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": PRUNED | {"recovery", "training", "ladders", "migration"},  # removes while it trains
     "pipeline": PRUNED
     | {
+        "branches",
         "config",
         "models",
         "data",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prunus.allocation import allocate
     from prunus.api import PruneResult, prune
+    from prunus.branches import DroppedBranch, choose_branches, drop_branches
     from prunus.budget import Budget
     from prunus.cost import Cost, count_cost, predict_cost
     from prunus.criteria import CRITERIA, score
@@ -60,6 +61,7 @@ __all__ = [
     "ConfigError",
     "Cost",
     "DataError",
+    "DroppedBranch",
     "Exported",
     "FileFormatError",
     "ImageData",
@@ -85,9 +87,11 @@ __all__ = [
     "__version__",
     "allocate",
     "build_model",
+    "choose_branches",
     "choose_options",
     "compensate",
     "count_cost",
+    "drop_branches",
     "export",
     "load",
     "load_data",
@@ -115,6 +119,7 @@ __all__ = [
 _HOMES = {
     "prunus.allocation": ("allocate",),
     "prunus.api": ("PruneResult", "prune"),
+    "prunus.branches": ("DroppedBranch", "choose_branches", "drop_branches"),
     "prunus.budget": ("Budget",),
     "prunus.cost": ("Cost", "count_cost", "predict_cost"),
     "prunus.criteria": ("CRITERIA", "score"),

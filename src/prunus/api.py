@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.allocation import allocate
+from prunus.branches import DroppedBranch, choose_branches
+from prunus.branches import drop_branches as leave_out
 from prunus.budget import Budget
 from prunus.criteria import Calibration, Criterion, score
 from prunus.criteria.calibration import batches_of
 from prunus.errors import BudgetError, ConfigError, VerificationError
+from prunus.graph.branches import without_branches
 from prunus.graph.channels import ChannelGraph, ChannelGroup
 from prunus.graph.ignore import keeping, with_outputs, without
 from prunus.graph.trace import Inputs, trace
@@ -30,7 +33,8 @@ class PruneResult:
     """What `prune` returns: the smaller network, what was removed, the proof, and the original's channel graph.
 
     The proof is that of the removal, before any step that `recover` named. `seconds` says how long the stages took:
-    ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"``, ``"verify"`` and, if wanted, ``"recover"``.
+    ``"trace"``, ``"plan"`` (scores and allocation), ``"remove"``, ``"verify"`` and, if wanted, ``"branches"`` and
+    ``"recover"``. `dropped` are the residual branches that went as a whole, in their order.
     """
 
     model: nn.Module
@@ -38,6 +42,7 @@ class PruneResult:
     verification: Verification
     graph: ChannelGraph
     seconds: Mapping[str, float] = field(default_factory=dict)
+    dropped: tuple[DroppedBranch, ...] = ()
 
 
 def prune(
@@ -50,6 +55,7 @@ def prune(
     scope: Literal["global", "local"] | None = None,
     min_channels: int | None = None,
     round_to: int = 1,
+    drop_branches: int = 0,
     ignore: Iterable[str] = (),
     freeze: Iterable[str] = (),
     calibration: Calibration | None = None,
@@ -69,11 +75,15 @@ def prune(
             global for a budget and local for a pruning ratio.
         min_channels: how many channels every group keeps at least.
         round_to: the multiple that kept widths should be.
+        drop_branches: how many residual branches go as a whole, before channels are chosen; see
+            `prunus.choose_branches`. The proof is then against the original without them. Their weights are zero, what
+            is left of their channels stays in the network's code, and their parameters are frozen, so that training
+            does not wake them; `prunus.export` leaves them out.
         ignore: names of layers or modules that keep their exact shape.
         freeze: names of layers or modules whose outputs stay as many, while their inputs may become fewer.
         calibration: what the criteria that look at activations or gradients measure on: images, (N, C, H, W), an
             iterable of batches, or one of (images, labels) pairs, which taylor needs; see `prunus.score`. Also what
-            `recover` looks at, without labels.
+            `recover` and `drop_branches` look at, without labels.
         recover: what gives accuracy back once the removal is proven: some of ``"compensate"``, ``"reconstruct"`` and
             ``"recalibrate"``, carried out in this order; see the functions of these names. `reconstruct` alone does
             most.
@@ -85,7 +95,8 @@ def prune(
 
     Raises:
         ConfigError: not exactly one of `budget` and `pruning_ratio` is given, `ignore` or `freeze` names an unknown
-            layer, or `recover` an unknown step, or it has no calibration.
+            layer, or `recover` an unknown step, or it or `drop_branches` has no calibration, or there are not so many
+            branches.
         BudgetError: the budget cannot be reached, or nothing can be pruned.
         VerificationError: the pruned network differs from the silenced original. Nothing is returned then.
     """
@@ -93,14 +104,21 @@ def prune(
         raise ConfigError("give one of budget=prunus.Budget(macs=0.5) and pruning_ratio=0.5.")
     chosen = budget if budget is not None else Budget(pruning_ratio=pruning_ratio)
     steps = in_order(recover)
-    if steps and calibration is None:
-        raise ConfigError(f"{steps[0]} looks at images: pass calibration=images, (N, C, H, W) as the model takes them.")
+    if calibration is None and (steps or drop_branches):
+        what = steps[0] if steps else "drop_branches"
+        raise ConfigError(f"{what} looks at images: pass calibration=images, (N, C, H, W) as the model takes them.")
     clock = _Clock()
     if isinstance(calibration, Iterator):  # scores may be taken several times
         calibration = list(calibration)
     ignored, frozen = ((v,) if isinstance(v, str) else tuple(v) for v in (ignore, freeze))
     graph = with_outputs(without(trace(model, example_inputs), ignored), frozen)
     clock.stop("trace")
+    dropped: tuple[DroppedBranch, ...] = ()
+    if drop_branches and calibration is not None:
+        images = _images(model, calibration, "drop_branches")
+        dropped = tuple(choose_branches(model, graph, images, drop_branches))
+        model, graph = leave_out(model, graph, _names(dropped), images)
+        clock.stop("branches")
     for attempt in range(ATTEMPTS):
         if not graph.groups and chosen.pruning_ratio:
             reasons = "; ".join(f"{kept.tensor}: {kept.reason}" for kept in graph.frozen[:5])
@@ -123,9 +141,10 @@ def prune(
             if calibration is not None and steps:
                 pruned = _recovered(model, pruned, graph, plan, calibration, steps, seed)
                 clock.stop("recover")
-            return PruneResult(pruned, plan, verification, graph, clock.seconds)
+            return PruneResult(_frozen(pruned, dropped), plan, verification, graph, clock.seconds, dropped)
         if not attempt:
             closer = with_outputs(without(trace(model, example_inputs, thorough=True), ignored), frozen)
+            closer = without_branches(closer, _names(dropped))
             if closer.groups:
                 graph = closer
                 continue
@@ -182,10 +201,27 @@ def _recovered(
     steps: tuple[str, ...],
     seed: int,
 ) -> nn.Module:
-    images = [batch for batch, _ in batches_of(calibration, device_of(model), (), steps[0])]
+    images = _images(model, calibration, steps[0])
     for done in run_steps(model, pruned, graph, plan, images, steps, seed=seed):
         pruned = done.model
     return pruned
+
+
+def _images(model: nn.Module, calibration: Calibration, what: str) -> list[Tensor]:
+    return [batch for batch, _ in batches_of(calibration, device_of(model), (), what)]
+
+
+def _names(dropped: Iterable[DroppedBranch]) -> list[str]:
+    return [one.branch.name for one in dropped]
+
+
+def _frozen(model: nn.Module, dropped: Iterable[DroppedBranch]) -> nn.Module:
+    """Take the gradients of what is left of branches away, since training would wake them."""
+    held = {name for one in dropped for name in one.branch.parameters}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if name in held:
+            tensor.requires_grad_(False)
+    return model
 
 
 def _culprits(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: Inputs) -> list[str]:

@@ -27,7 +27,7 @@ from prunus.recovery.batches import Batches, device_of
 from prunus.recovery.recalibration import recalibrate
 from prunus.recovery.watching import random_state_kept
 
-__all__ = ["Branch", "DroppedBranch", "choose_branches", "drop_branches", "find_branches", "silence", "silence_again"]
+__all__ = ["Branch", "DroppedBranch", "choose_branches", "drop_branches", "find_branches", "set_to_zero", "silent_copy"]
 
 _ALIKE = 1e-9  # spread of log probabilities over images, from which on a network tells them apart
 
@@ -102,7 +102,7 @@ class _Choosing:
             bad, when, name = heapq.heappop(queue)
             if bad == math.inf:
                 break
-            silent, smaller = silence(self.model, [there[name]]), without_branches(self.graph, [name])
+            silent, smaller = silent_copy(self.model, [there[name]]), without_branches(self.graph, [name])
             moved = self._divergence(silent)
             saved = cost - predict_cost(smaller, _least(smaller)).macs
             if when == number:
@@ -139,19 +139,19 @@ def drop_branches(
         ConfigError: there is no branch of a name.
     """
     for name in names:
-        model = silence(model, [branch_of(graph, name)])
+        model = silent_copy(model, [branch_of(graph, name)])
         graph = without_branches(graph, [name])
     return (model if images is None else recalibrate(model, images)), graph
 
 
-def silence(model: nn.Module, branches: Iterable[Branch]) -> nn.Module:
-    """Return a copy of a network in which branches give zero: their weights, and what the BatchNorm at their end adds."""
+def silent_copy(model: nn.Module, branches: Iterable[Branch]) -> nn.Module:
+    """Return a copy of a network in which branches give zero: their weights, and what a BatchNorm at their end adds."""
     silent = _copy(model)
-    silence_again(silent, [name for branch in branches for name in (*branch.parameters, *branch.means)])
+    set_to_zero(silent, [name for branch in branches for name in (*branch.parameters, *branch.means)])
     return silent
 
 
-def silence_again(model: nn.Module, names: Iterable[str]) -> None:
+def set_to_zero(model: nn.Module, names: Iterable[str]) -> None:
     """Set tensors of a network to zero, in place."""
     wanted = set(names)
     with torch.no_grad():

@@ -71,6 +71,7 @@ def test_rounds_share_a_pruning_ratio() -> None:
     model = network()
     removal = iterative(
         model,
+        trace(model, INPUTS),
         Budget(pruning_ratio=0.5),
         dataclasses.replace(CHOICE, scope="local"),
         INPUTS,

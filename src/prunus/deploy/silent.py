@@ -13,6 +13,24 @@ from prunus.deploy.folding import LAYERS, drop_unused
 _ATEN = torch.ops.aten
 _ADDS = frozenset({_ATEN.add.Tensor, _ATEN.add_.Tensor})
 _RELUS = frozenset({_ATEN.relu.default, _ATEN.relu_.default})
+_KEEP_ZERO = _RELUS | {
+    getattr(getattr(_ATEN, name), overload)
+    for name, overload in (
+        ("silu", "default"),
+        ("silu_", "default"),
+        ("gelu", "default"),
+        ("hardswish", "default"),
+        ("hardswish_", "default"),
+        ("leaky_relu", "default"),
+        ("leaky_relu_", "default"),
+        ("tanh", "default"),
+        ("dropout", "default"),
+        ("mul", "Tensor"),
+        ("mul_", "Tensor"),
+    )
+}
+"""Operations that give zero where their first argument is."""
+_CLIPS = frozenset({_ATEN.hardtanh.default, _ATEN.hardtanh_.default})
 
 
 def drop_silent(network: GraphModule) -> int:
@@ -49,7 +67,14 @@ def _is_silent(network: GraphModule, node: Node, zero: set[Node]) -> bool:
         if training or (beta is not None and not _is_zero(network, beta)):
             return False
         return _is_zero(network, gamma) or (node.args[0] in zero and _is_zero(network, mean))
-    return node.target in _RELUS and node.args[0] in zero
+    if node.target in _CLIPS:
+        low, high = _argument(node, 1, -1), _argument(node, 2, 1)
+        return node.args[0] in zero and bool(low <= 0 <= high)
+    return node.target in _KEEP_ZERO and node.args[0] in zero
+
+
+def _argument(node: Node, place: int, default: float) -> Any:
+    return node.args[place] if len(node.args) > place else default
 
 
 def _is_zero(network: GraphModule, argument: Any) -> bool:

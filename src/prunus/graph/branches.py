@@ -36,8 +36,9 @@ def find_branches(graph: ChannelGraph) -> tuple[Branch, ...]:
     """Find what may be the residual branches of a network, in the order of the graph's groups.
 
     A branch begins and ends with a convolution or linear layer and holds channels of its own, and what it ends with
-    gives channels that another layer outside of it gives as well: they are added, or one scales the other. What only
-    serves it, as the layers of a squeeze-and-excitation in its middle, belongs to it. A layer that is used twice, or
+    gives channels that another layer outside of it gives as well, at as many positions: they are added. What only
+    serves it, as the layers of a squeeze-and-excitation in its middle, belongs to it; such layers are no branch
+    themselves, since they scale what they meet. A layer that is used twice, or
     whose BatchNorm normalises others too, keeps its branch from being one. Whether the network still tells its inputs
     apart without a branch, the labels do not say: the first of two blocks that are added may carry the second.
 
@@ -97,6 +98,7 @@ class _Network:
         groups = np.full(graph.channel_count + 1, -1)
         for number, group in enumerate(graph.groups):
             groups[group.channels] = number
+        self.positions = {use.weight: use.positions for use in graph.contractions}
         self.takes = {use.weight: set(groups[_taken(graph, use)].tolist()) for use in graph.contractions}
         self.gives = {name: set(groups[layer.channels].tolist()) for name, layer in self.layers.items()}
         self.takers: defaultdict[int, set[str]] = defaultdict(set)
@@ -137,12 +139,21 @@ class _Network:
         return {number for number in reached if self.takers[number] <= dead}
 
     def _is_joined(self, layer: Layer, dead: set[str]) -> bool:
-        """Tell whether layers outside give all that a layer gives, and not by handing it on; its BatchNorm is its own."""
+        """Tell whether layers outside give all that a layer gives, not by handing it on; its BatchNorm is its own."""
         if (layer.channels < 0).any() or any(self.norms[name] != 1 for name in _norm_tensors(layer)):
             return False
-        alive = [other for name, other in self.layers.items() if name not in dead and self.takes.get(name)]
+        positions = self.positions.get(layer.weight)
+        alive = [
+            other
+            for name, other in self.layers.items()
+            if name not in dead and not self._hands_on(other) and self.positions.get(name) == positions
+        ]
         given = np.concatenate([layer.channels[:0], *(other.channels for other in alive)])
         return bool(np.isin(layer.channels, given).all())
+
+    def _hands_on(self, layer: Layer) -> bool:
+        """Tell whether a layer hands its channels on one by one, as a depthwise convolution does."""
+        return layer.groups > 1 and not self.takes.get(layer.weight)
 
     def _described(self, number: int, inside: set[int], dead: set[str], ends: list[Layer]) -> Branch:
         flags = np.zeros(self.graph.channel_count + 1, np.bool_)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from prunus.branches import choose_branches, drop_branches, silence_again
+from prunus.branches import choose_branches, drop_branches, set_to_zero
 from prunus.cost import format_count
 from prunus.files import atomic_write_json
 from prunus.graph.branches import without_branches
@@ -79,4 +79,4 @@ def with_note(run: Run, plan: PruningPlan) -> PruningPlan:
 
 def silence_branches(run: Run, model: nn.Module) -> None:
     """Silence the branches that were dropped, in a network that got new weights."""
-    silence_again(model, [name for row in run.folder.read_branches() for name in (*row["parameters"], *row["means"])])
+    set_to_zero(model, [name for row in run.folder.read_branches() for name in (*row["parameters"], *row["means"])])
