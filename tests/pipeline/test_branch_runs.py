@@ -96,6 +96,13 @@ def test_too_many_are_refused_before_any_training(tmp_path: Path) -> None:
         compress(tmp_path / "other", model="densenet40")
 
 
+def test_their_choice_looks_at_images() -> None:
+    settings = {**SETTINGS, "recover": "none", "calibration_images": 64}
+    assert RunConfig.model_validate(settings).calibration_images == 64
+    with pytest.raises(ValueError, match="--calibration-images 64 does nothing here"):
+        RunConfig.model_validate({**settings, "drop_branches": 0})
+
+
 def test_from_scratch_there_is_nothing_to_judge_them_by() -> None:
     with pytest.raises(ValueError, match="--drop-branches does not go with --from-scratch"):
         RunConfig.model_validate({**SETTINGS, "method": "layer-fusion", "from_scratch": True})

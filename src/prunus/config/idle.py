@@ -83,6 +83,7 @@ def _idle_recovery(config: RunConfig) -> list[str]:
         or config.calibrate_options
         or config.allocation == "search"
         or config.int8
+        or config.drop_branches > 0
     )
     trained = config.finetune_epochs > 0 or config.reinitialize
     needs = {
