@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import prunus
 from prunus import Budget, ConfigError
 from prunus.branches import choose_branches, drop_branches, find_branches
+from prunus.graph.branches import without_branches
+from prunus.graph.channels import LayerTime
 from prunus.models import build_model
 from tests.blocks import Bottleneck, Classifier
 from tests.silenced import random_plan, randomise
@@ -191,6 +193,23 @@ def test_the_one_that_does_least_goes_first_and_what_carries_the_rest_never() ->
         choose_branches(model, graph, INPUTS, 9)
     everything = [one.branch.name for one in choose_branches(model, graph, INPUTS, 4)]
     assert set(everything) == {"piece.0.second.0", "piece.1.b", "piece.2.cv1.0", "piece.3.expand.0"}
+
+
+def test_their_time_goes_with_them() -> None:
+    model = made(lambda: build_model("resnet8", in_channels=3))
+    graph = prunus.trace(model, INPUTS)
+    times = {layer.weight: LayerTime(10**6, 10**4, 10**4, 10**3) for layer in graph.layers}
+    graph = graph.with_times(times)
+    smaller = without_branches(graph, ["layer2.0.conv1"])
+    before = prunus.predict_cost(graph, graph.keep_all()).latency_ps
+    assert prunus.predict_cost(smaller, graph.keep_all()).latency_ps == pytest.approx(before, rel=1e-3)
+    keep = graph.keep_all()
+    keep[graph.group("layer2.0.conv1").channels[1:]] = False
+    branch = sum(times[f"layer2.0.conv{which}.weight"].of(32, 16 if which == 1 else 32) for which in (1, 2))
+    after = prunus.predict_cost(smaller, keep).latency_ps
+    assert before - branch <= after < before - 0.95 * branch
+    thin = prunus.predict_cost(graph, keep).latency_ps
+    assert thin > before - 0.75 * branch
 
 
 def test_a_wrong_name_is_told_the_right_ones() -> None:

@@ -112,6 +112,17 @@ def test_a_table_that_says_too_much_of_small_networks_is_not_believed(
 
 
 @pytest.mark.slow
+def test_a_branch_that_was_left_out_takes_no_time(images: Path, tmp_path: Path) -> None:
+    run(images, tmp_path / "a", latency=0.8, drop_branches=1)
+    record = json.loads((tmp_path / "a" / "latency.json").read_text())
+    assert record["chosen"]["share_of_the_promise"] <= 1.03
+    plan = PruningPlan.from_json(tmp_path / "a" / "plan.json")
+    assert 0 < plan.after.latency_ps < 0.9 * plan.before.latency_ps
+    (gone,) = json.loads((tmp_path / "a" / "branches.json").read_text())["branches"]
+    assert [len(group.keep) for group in plan.groups if group.name == gone["name"]] == [1]
+
+
+@pytest.mark.slow
 def test_layers_are_timed_for_any_budget(images: Path, tmp_path: Path) -> None:
     said = run(images, tmp_path / "a", macs=0.8, round_to="auto", normalize="latency")
     assert "latency    timing layers in ort, 1 thread, one image" in said
@@ -153,7 +164,7 @@ def test_it_is_said_where_macs_did_not_become_time(
     }
     say_if_slow(cast(Run, stand_in), taken, macs)
     assert "".join(said).startswith(expected) and bool(said) == bool(expected)
-    assert not said or said[0].endswith("--round-to auto --normalize latency finds them")
+    assert not said or said[0].endswith("--drop-branches takes whole layers out")
 
 
 def test_the_summary_has_the_latency_of_the_runtime_asked_for(images: Path, tmp_path: Path) -> None:

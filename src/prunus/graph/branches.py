@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from prunus.errors import ConfigError
-from prunus.graph.channels import ChannelGraph, Contraction, Ids, Layer
+from prunus.graph.channels import ChannelGraph, Contraction, Ids, Layer, LayerTime
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def without_branches(graph: ChannelGraph, names: Iterable[str]) -> ChannelGraph:
     """Return the graph of a network whose branches of these names are silent: nothing more than the least is kept.
 
     Every group inside keeps as few channels as the network allows, whatever floors and multiples say, and has no score;
-    its layers are no longer among the graph's.
+    its layers are no longer among the graph's. Where these have times, nearly nothing is left of them at the least
+    width, since files for other runtimes do not have them.
 
     Args:
         graph: a channel graph.
@@ -75,6 +76,7 @@ def without_branches(graph: ChannelGraph, names: Iterable[str]) -> ChannelGraph:
                 for group in graph.groups
             ),
             layers=tuple(layer for layer in graph.layers if layer.name not in branch.layers),
+            times=dict(graph.times) | dict(_times(graph, branch)),
         )
     return graph
 
@@ -85,6 +87,14 @@ def branch_of(graph: ChannelGraph, name: str) -> Branch:
     if name not in there:
         raise ConfigError(f"there is no residual branch {name!r}; the network has: {', '.join(there) or 'none'}.")
     return there[name]
+
+
+def _times(graph: ChannelGraph, branch: Branch) -> Iterator[tuple[str, LayerTime]]:
+    """Give the times of a branch's weights anew: as before for all channels, and in proportion to what is kept."""
+    for layer in graph.layers:
+        if layer.name in branch.layers and layer.weight in graph.times:
+            rows, columns = graph.tensors[layer.weight].shape[:2]
+            yield layer.weight, LayerTime(per_pair=graph.times[layer.weight].of(rows, columns) // (rows * columns))
 
 
 class _Network:

@@ -172,14 +172,14 @@ def say_if_slow(run: Run, taken: Mapping[str, Latency], macs: float) -> None:
         macs: share of the MACs that are left.
     """
     dense, small = taken["dense"].median_ms, taken["pruned"].median_ms
-    chosen_for_time = run.config.latency is not None or run.config.round_to != 1
+    chosen_for_time = run.config.latency is not None or run.config.round_to != 1 or run.config.drop_branches > 0
     if chosen_for_time or macs > _MOST or 1 - small / dense >= 0.5 * (1 - macs):
         return
     told = format_latency(round(1e9 * small)), format_latency(round(1e9 * dense))
     run.say(
         f"note       {1 - macs:.0%} of the MACs went, but little of the time: {told[0]} for one image in "
         f"{taken['pruned'].runtime}, dense {told[1]}. A runtime likes some widths better; --round-to auto "
-        "--normalize latency finds them"
+        "--normalize latency finds them, and --drop-branches takes whole layers out"
     )
 
 
