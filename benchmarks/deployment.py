@@ -90,6 +90,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "batch": arguments.batch,
         "calls": arguments.calls,
+        "runs": [how_made(run) for run in arguments.runs],
         "rows": rows,
     }
 
@@ -102,6 +103,18 @@ def budget_of(run: Path) -> str:
         if kept is not None:
             return f"{kept} {unit}"
     return f"{config.pruning_ratio} of the channels pruned"
+
+
+def how_made(run: Path) -> dict[str, Any]:
+    """Say what a run did: its budget, multiple of channels, fine-tuning and the branches that it left out."""
+    config = load_config(RunFolder(run).config)
+    return {
+        "budget": budget_of(run),
+        "round_to": config.round_to,
+        "finetune_epochs": config.finetune_epochs,
+        "distill": config.distill,
+        "dropped_branches": [row["name"] for row in RunFolder(run).read_branches()],
+    }
 
 
 def write(budget: str, subject: Subject, runtime: str, place: Path) -> list[Written]:

@@ -77,6 +77,15 @@ def test_the_tables_come_from_the_figures(tmp_path: Path) -> None:
     assert text.index("ort 1.0:") < text.index("ncnn 1.0:")
 
 
+def test_the_page_says_how_a_network_was_made(tmp_path: Path) -> None:
+    run = {"budget": "0.5 MACs", "round_to": 16, "finetune_epochs": 12, "distill": 0.7, "dropped_branches": ["a", "b"]}
+    page = folder_with(tmp_path, {**results(), "runs": [run, {**run, "distill": 0.0, "dropped_branches": ["a"]}]})
+    assert deployment_table(["--root", str(tmp_path)]) == 0
+    made = "widths in multiples of 16, 12 epochs of fine-tuning"
+    assert f" 0.5 MACs: 2 residual branches left out, {made} with the dense network as teacher." in page.read_text()
+    assert f" 0.5 MACs: 1 residual branch left out, {made}.\n" in page.read_text()
+
+
 def test_goals_are_judged_by_the_figures(tmp_path: Path) -> None:
     page = folder_with(tmp_path, results())
     deployment_table(["--root", str(tmp_path)])
@@ -116,6 +125,9 @@ def test_the_benchmark_measures_a_run(tmp_path: Path) -> None:
         ("dense", "int8"),
         ("0.5 MACs", "float32"),
         ("0.5 MACs", "int8"),
+    ]
+    assert found["runs"] == [
+        {"budget": "0.5 MACs", "round_to": 1, "finetune_epochs": 15, "distill": 0.0, "dropped_branches": []}
     ]
     assert found["test_images"] == 90 and found["data"] == "digits"
     dense, dense_int8, small, small_int8 = found["rows"]
