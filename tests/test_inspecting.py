@@ -121,6 +121,7 @@ def test_the_command_prints_groups_on_stdout_and_nothing_else() -> None:
         r"layer2\.0\.conv2 +32 +sum ×3 +any number +layer2\.0\.conv2 \+3 → layer2\.1\.conv1 \+3 +32\.4%", result.stdout
     )
     assert "448 channels in 12 groups can be pruned: 22 of 22 layers, with 100% of the MACs" in result.stdout
+    assert "9 residual branches may go as a whole (--drop-branches): layer1.0.conv1 +8" in result.stdout
     assert "fc.weight, 10 channels: it is an output of the model" in result.stdout
     narrow = prunus_command("inspect", "resnet20", columns=80).stdout
     assert "135.2 kB" in narrow and "→" not in narrow

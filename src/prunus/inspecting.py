@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prunus.checking import group_frozen
 from prunus.cost import Cost, CostTable
 from prunus.errors import ModelError
+from prunus.graph.branches import find_branches
 from prunus.graph.channels import ChannelGraph, ChannelGroup, Ids, Keep, Layer
 from prunus.graph.flow import FlowNode, flow_of
 from prunus.graph.trace import Inputs, as_arguments, trace
@@ -108,6 +109,7 @@ def inspection_of(
         ),
         frozen=group_frozen(graph.frozen),
         nodes=tuple(_node(node, place, whole.macs) for node in flow),
+        branches=tuple(branch.name for branch in find_branches(graph)),
     )
 
 

@@ -90,6 +90,7 @@ class Inspection(BaseModel):
     prunable channels on either side, with `prunable_macs_share` of the MACs. `half` is what is left where every group
     keeps about half, `smallest` where every group keeps as few channels as it can. Groups stand in the order of what
     they touch, most MACs first; `frozen` in that of the channels that must stay; `nodes`, the data flow, as they run.
+    `branches` names the residual branches that may go as a whole.
     """
 
     model_config = _PLAIN
@@ -106,3 +107,4 @@ class Inspection(BaseModel):
     groups: tuple[GroupRow, ...]
     frozen: tuple[FrozenChannels, ...]
     nodes: tuple[NodeRow, ...]
+    branches: tuple[str, ...] = ()

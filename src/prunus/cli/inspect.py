@@ -105,6 +105,9 @@ def _summary(found: Inspection) -> Text:
             f"{words} leaves {count(left.params)} parameters ({_part(left.params, cost.params)}), "
             f"{count(left.macs)} MACs ({_part(left.macs, cost.macs)}), {size(left.size_bytes)}"
         )
+    if found.branches:
+        some = f"{len(found.branches)} residual branch{'es' * (len(found.branches) != 1)}"
+        lines.append(f"{some} may go as a whole (--drop-branches): {_names(found.branches)}")
     return Text.assemble(
         (found.spec, "bold"), f"  for inputs of {shapes}\n" if shapes else "\n", "\n".join(lines), "\n"
     )
