@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from typing import Any
 
 
 def main(graph: str, shape: str, target: str, calibration: str | None = None) -> None:
@@ -47,8 +48,15 @@ def quantize(target: str, calibration: str) -> None:
     work = quantizer.Quantizer(target, recipe.static_wi8_ai8())
     for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):  # these stay float32
         work.update_quantization_recipe(".*", end, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE)
-    seen = work.calibrate({signature: [{name: image[None]} for image in images]}, num_threads=1)
-    work.quantize(seen).export_model(target, overwrite=True)
+    # One by one: of several images the quantiser averages the smallest and largest values, and cuts off what is beyond.
+    whole: dict[str, dict[str, Any]] = {}
+    for image in images:
+        for tensor, seen in work.calibrate({signature: [{name: image[None]}]}, num_threads=1).items():
+            known = whole.setdefault(tensor, dict(seen))
+            for end, wider in (("min", np.minimum), ("max", np.maximum)):
+                if end in seen:
+                    known[end] = wider(known[end], seen[end])
+    work.quantize(whole).export_model(target, overwrite=True)
 
 
 if __name__ == "__main__":
