@@ -13,6 +13,7 @@ import argparse
 import platform
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for runtime in arguments.runtimes:
         find_format(RUNTIMES[runtime])
     subjects = {"dense": find_subject(str(arguments.runs[0]), dense=True, count=arguments.samples)}
+    labels = labels_of(arguments.runs)
     for run in arguments.runs:
-        subjects[budget_of(run)] = find_subject(str(run), count=arguments.samples)
+        subjects[labels[run]] = find_subject(str(run), count=arguments.samples)
     names = {subject.info.model for subject in subjects.values()}
     if len(names) > 1 or len(subjects) <= len(arguments.runs):
-        raise ConfigError("the runs must be of one network, with a budget of its own each")
+        raise ConfigError("the runs must be of one network, with a budget, or branches left out, of its own each")
     for run, subject in zip(arguments.runs, list(subjects.values())[1:], strict=True):
         if subject.samples is None:
             raise ConfigError(f"{run}: {subject.note or 'there are no test images'}")
@@ -90,7 +92,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "batch": arguments.batch,
         "calls": arguments.calls,
-        "runs": [how_made(run) for run in arguments.runs],
+        "runs": [how_made(run, labels[run]) for run in arguments.runs],
         "rows": rows,
     }
 
@@ -105,11 +107,21 @@ def budget_of(run: Path) -> str:
     return f"{config.pruning_ratio} of the channels pruned"
 
 
-def how_made(run: Path) -> dict[str, Any]:
+def labels_of(runs: Sequence[Path]) -> dict[Path, str]:
+    """Call every run by its budget; those of the same budget by how many branches they left out, too."""
+    budgets = {run: budget_of(run) for run in runs}
+    several = {budget for budget, times in Counter(budgets.values()).items() if times > 1}
+    return {
+        run: f"{budget}, {len(RunFolder(run).read_branches())} branches out" if budget in several else budget
+        for run, budget in budgets.items()
+    }
+
+
+def how_made(run: Path, label: str) -> dict[str, Any]:
     """Say what a run did: its budget, multiple of channels, fine-tuning and the branches that it left out."""
     config = load_config(RunFolder(run).config)
     return {
-        "budget": budget_of(run),
+        "budget": label,
         "round_to": config.round_to,
         "finetune_epochs": config.finetune_epochs,
         "distill": config.distill,
