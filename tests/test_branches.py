@@ -189,6 +189,8 @@ def test_the_one_that_does_least_goes_first_and_what_carries_the_rest_never() ->
     with torch.no_grad():
         ours, whole = (torch.log_softmax(network(INPUTS).double(), 1) for network in (silent, model))
     assert float((whole.exp() * (whole - ours)).sum(1).mean()) == pytest.approx(chosen[-1].divergence, rel=1e-4)
+    with pytest.raises(ConfigError, match="give a number of 1 or more"):
+        choose_branches(model, graph, INPUTS, -1)
     with pytest.raises(ConfigError, match=r"9 residual branches are to go, and the network has \d residual branches"):
         choose_branches(model, graph, INPUTS, 9)
     everything = [one.branch.name for one in choose_branches(model, graph, INPUTS, 4)]

@@ -20,12 +20,11 @@ from prunus.cost import predict_cost
 from prunus.errors import ConfigError
 from prunus.graph.branches import Branch, branch_of, find_branches, without_branches
 from prunus.graph.channels import ChannelGraph, Keep
-from prunus.graph.fitting import copied
 from prunus.graph.members import named_tensors
 from prunus.ladders import ladder_of
 from prunus.recovery.batches import Batches, device_of
 from prunus.recovery.recalibration import recalibrate
-from prunus.recovery.watching import random_state_kept
+from prunus.recovery.watching import random_state_kept, result_copy
 
 __all__ = ["Branch", "DroppedBranch", "choose_branches", "drop_branches", "find_branches", "set_to_zero", "silent_copy"]
 
@@ -70,11 +69,23 @@ def choose_branches(
         The branches in the order in which they go.
 
     Raises:
-        ConfigError: there are not so many branches, or `images` holds none.
+        ConfigError: `count` is below 1, there are not so many branches, or `images` holds none.
     """
+    if count < 1:
+        raise ConfigError(f"{count} residual branches are to go; give a number of 1 or more, or none at all.")
     data = Batches(images, device_of(model))
     with random_state_kept(), torch.no_grad():
         return _Choosing(model, graph, data).choose(count, progress or (lambda done: None))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """How bad the loss of a branch is for a MAC, after how many others it was measured, and both parts of it."""
+
+    badness: float
+    after: int
+    moved: float
+    saved: int
 
 
 class _Choosing:
@@ -84,7 +95,7 @@ class _Choosing:
         self.model, self.graph, self.data = model, graph, data
         self.wanted = _log_probabilities(model, data)
         self.chosen: list[DroppedBranch] = []
-        self.known: dict[str, tuple[float, int]] = {}  # how bad each is, and after how many it was measured
+        self.known: dict[str, _Measured] = {}
 
     def choose(self, count: int, progress: Callable[[int], None]) -> list[DroppedBranch]:
         while len(self.chosen) < count:
@@ -96,21 +107,21 @@ class _Choosing:
         number, cost = len(self.chosen), predict_cost(self.graph, _least(self.graph)).macs
         there = {branch.name: branch for branch in find_branches(self.graph)}
         last = self.chosen[-1].divergence if self.chosen else 0.0
-        queue = [(*self.known.get(name, (0.0, -1)), name) for name in there]
+        queue = [(self.known[name].badness if name in self.known else 0.0, name) for name in there]
         heapq.heapify(queue)
         while queue:
-            bad, when, name = heapq.heappop(queue)
-            if bad == math.inf:
+            badness, name = heapq.heappop(queue)
+            if badness == math.inf:
                 break
             silent, smaller = silent_copy(self.model, [there[name]]), without_branches(self.graph, [name])
-            moved = self._divergence(silent)
-            saved = cost - predict_cost(smaller, _least(smaller)).macs
-            if when == number:
+            known = self.known.get(name)
+            if known is not None and known.after == number:
                 self.model, self.graph = silent, smaller
-                self.chosen.append(DroppedBranch(there[name], moved, saved))
+                self.chosen.append(DroppedBranch(there[name], known.moved, known.saved))
                 return
-            self.known[name] = (max(0.0, moved - last) / max(1, saved), number)
-            heapq.heappush(queue, (*self.known[name], name))
+            moved, saved = self._divergence(silent), cost - predict_cost(smaller, _least(smaller)).macs
+            self.known[name] = _Measured(max(0.0, moved - last) / max(1, saved), number, moved, saved)
+            heapq.heappush(queue, (self.known[name].badness, name))
         some = f"{number} residual branch{'es' * (number != 1)} that can go" if number else "none that can go"
         raise ConfigError(f"{count} residual branches are to go, and the network has {some}.")
 
@@ -146,7 +157,7 @@ def drop_branches(
 
 def silent_copy(model: nn.Module, branches: Iterable[Branch]) -> nn.Module:
     """Return a copy of a network in which branches give zero: their weights, and what a BatchNorm at their end adds."""
-    silent = _copy(model)
+    silent = result_copy(model)
     set_to_zero(silent, [name for branch in branches for name in (*branch.parameters, *branch.means)])
     return silent
 
@@ -158,16 +169,6 @@ def set_to_zero(model: nn.Module, names: Iterable[str]) -> None:
         for name, tensor in named_tensors(model):
             if name in wanted:
                 tensor.zero_()
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    memo = {id(tensor): _same(tensor) for _, tensor in named_tensors(model)}
-    return copied(model, memo)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
 def _least(graph: ChannelGraph) -> Keep:

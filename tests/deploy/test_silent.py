@@ -108,6 +108,28 @@ def test_what_is_not_silent_stays() -> None:
     assert torch.allclose(captured.module(INPUTS), model(INPUTS), atol=1e-5)
 
 
+class Written(nn.Module):
+    """What a silent layer gives is written into before it is added: all of it, or a part."""
+
+    def __init__(self, part: bool) -> None:
+        super().__init__()
+        self.part, self.conv, self.fc = part, nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 5)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        (y[:, :2] if self.part else y).add_(1.0)
+        return self.fc((x + y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_zero_that_is_written_into_is_none(part: bool) -> None:
+    torch.manual_seed(0)
+    model = Written(part).eval()
+    with torch.no_grad():
+        assert torch.allclose(capture(model, (3, 10, 10)).module(INPUTS), model(INPUTS), atol=1e-5)
+
+
 def test_files_of_a_network_without_branches_are_smaller_and_right(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("ncnn")

@@ -73,7 +73,8 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], *, fold: bool = True
         drop_unused(module)
         folds = fold_batchnorm(module) if fold else ()
         if drop_silent(module):
-            folds = tuple(fold for fold in folds if fold.new_weight in dict(module.named_parameters()))
+            left = dict(module.named_parameters())
+            folds = tuple(fold for fold in folds if fold.new_weight in left)
         program, any_batch = _export(module, example, any_batch=any_batch)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # lines of code, with the paths of the machine that wrote the file

@@ -45,7 +45,7 @@ def drop_silent(network: GraphModule) -> int:
     zero: set[Node] = set()
     dropped = 0
     for node in list(network.graph.nodes):
-        if _is_silent(network, node, zero):
+        if _is_silent(network, node, zero) and _stays(node):
             zero.add(node)
         elif node.target in _ADDS and (kept := _other(node, zero)) is not None:
             _replace(node, kept)
@@ -71,6 +71,17 @@ def _is_silent(network: GraphModule, node: Node, zero: set[Node]) -> bool:
         low, high = _argument(node, 1, -1), _argument(node, 2, 1)
         return node.args[0] in zero and bool(low <= 0 <= high)
     return node.target in _KEEP_ZERO and node.args[0] in zero
+
+
+def _stays(node: Node) -> bool:
+    """Tell whether a zero is one wherever it is read: nothing looks at a part of it, or writes a number into it."""
+    for user in node.users:
+        if user.target in _ADDS and len(user.all_input_nodes) == 2:
+            if _writes(user) and user.args[0] is node and len(node.users) > 1:
+                return False
+        elif user.target is not _ATEN.batch_norm.default and user.target not in _KEEP_ZERO | _CLIPS:
+            return False
+    return True
 
 
 def _argument(node: Node, place: int, default: float) -> Any:
