@@ -138,6 +138,19 @@ def test_a_model_with_views_is_trained_contiguous(train: Train, images: Images) 
     assert choose_compute(make_model(), "float32", torch.device("cpu"), batch).memory_format == torch.channels_last
 
 
+@pytest.mark.parametrize(("channels", "is_safe"), [(7, False), (16, True)])
+def test_few_inputs_of_a_strided_shortcut_are_not_trained_channels_last(channels: int, is_safe: bool) -> None:
+    """In float32 on a CPU the backward pass writes past its memory (oneDNN 6035), and ends this process with AVX2."""
+    cpu, images = torch.device("cpu"), torch.zeros(32, channels, 32, 32)
+    shortcut = nn.Sequential(nn.Conv2d(channels, 17, 1, stride=2, bias=False), nn.Flatten(), nn.Linear(17 * 256, 2))
+    compute = choose_compute(shortcut, "float32", cpu, images)
+    assert (compute.memory_format == torch.channels_last) is is_safe
+    assert choose_compute(shortcut, "bfloat16", cpu, images).memory_format == torch.channels_last
+    shortcut.to(memory_format=compute.memory_format)  # type: ignore[call-overload]  # torch's stub has no such overload
+    for _ in range(8):
+        shortcut(compute.lay_out(torch.randn_like(images))).sum().backward()
+
+
 def test_choosing_leaves_the_model_and_the_random_states_alone(images: Images) -> None:
     model = make_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

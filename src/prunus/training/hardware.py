@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.training.recipe import Precision
+
+_UNSAFE_BELOW = 16  # input channels: what oneDNN takes at a time with AVX-512; 8 with AVX2
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def choose_compute(model: nn.Module, precision: Precision, device: torch.device,
     1452, 1032), but ShuffleNetV2 loses by bfloat16 (446, 380, 510, 503); "float32" is for such a network.
     """
     bfloat16 = precision == "bfloat16" or (precision == "auto" and _fast_bfloat16(device))
-    channels_last = images.ndim == 4 and _runs_channels_last(model, images)
+    channels_last = images.ndim == 4 and _runs_channels_last(model, images, safe=device.type != "cpu" or bfloat16)
     return Compute(device, bfloat16, torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -57,15 +61,34 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def _runs_channels_last(model: nn.Module, images: Tensor) -> bool:
-    """Tell whether the forward pass takes channels_last; one with `view` over channels and pixels does not."""
+def _runs_channels_last(model: nn.Module, images: Tensor, safe: bool) -> bool:
+    """Tell whether the network takes channels_last, forwards and, unless that is `safe` anyway, backwards.
+
+    A `view` over channels and pixels does not. In float32 on a CPU, oneDNN writes past its memory in the backward pass
+    of a strided 1×1 convolution whose inputs lie so and are few (https://github.com/uxlfoundation/oneDNN/issues/6035):
+    wrong gradients, or the end of the process. Pruned shortcuts are such layers.
+    """
     training = model.training
     model.eval()  # neither statistics nor random states may move
+    watch = _Convolutions()
     try:
-        with torch.inference_mode():
+        with torch.no_grad(), watch:  # inference_mode would hide what an operation consists of
             model(images.contiguous(memory_format=torch.channels_last))
     except RuntimeError:  # an error that has other causes comes back, in full, in the first step of training
         return False
     finally:
         model.train(training)
-    return True
+    return safe or not watch.unsafe
+
+
+class _Convolutions(TorchDispatchMode):
+    """Watches a forward pass for convolutions that channels_last is not safe for."""
+
+    unsafe = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            weight, stride, groups = args[1], args[3], args[8]
+            pointwise = set(weight.shape[2:]) == {1} and max(stride) > 1
+            self.unsafe |= pointwise and weight.shape[1] < _UNSAFE_BELOW and groups == 1
+        return func(*args, **(kwargs or {}))
