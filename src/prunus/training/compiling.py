@@ -40,7 +40,10 @@ def compiled(model: nn.Module, compute: Compute, batch: Tensor, say: Callable[[s
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's compiler warns of what torch itself does
             torch.compiler.reset()  # an earlier network's code is of no use, and counts towards dynamo's limit
-            forward: Forward = torch.compile(whole, dynamic=False, mode="reduce-overhead" if cuda else None)
+            how: dict[str, Any] = {"mode": "reduce-overhead"}
+            if not cuda:  # torch's compiler would rather have channels_last, where `compute` may have found it unsafe
+                how = {"options": {"layout_optimization": compute.memory_format is torch.channels_last}}
+            forward: Forward = torch.compile(whole, dynamic=False, **how)
             for _ in range(3 if cuda else 1):  # a CUDA graph is recorded in the second pass, first used in the third
                 _rehearse(model, forward, compute, batch)
     except Exception as error:  # a compiler is a large machine, and whatever breaks in it must not end a training

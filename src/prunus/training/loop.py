@@ -24,7 +24,7 @@ from prunus.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from prunus.training.compiling import compiled
+from prunus.training.compiling import Forward, compiled
 from prunus.training.distillation import make_loss
 from prunus.training.epoch import (
     Augment,
@@ -130,18 +130,18 @@ def fit(
     steps_per_epoch = max(1, len(data.train_images) // recipe.batch_size)
     sample = normalize(data.val_images[:2])
     loss = make_loss(recipe, teacher, device, sample)
-    compute = choose_compute(model.to(device), recipe.precision, device, sample)
     if isinstance(hook, Reshaper) and recipe.ema:
         raise ConfigError(f"training recipe: ema is {recipe.ema:g}, and the hook may change the network; set ema=0.")
 
     def prepare(images: Tensor) -> Tensor:
-        return compute.lay_out(normalize(images))
+        return parts.compute.lay_out(normalize(images))
 
     _refuse_small_parts(team, recipe, len(data.train_images))
     run = describe_run(recipe, stage, seed, hook, teacher, data.train_labels, data.val_labels)
 
     def begin(model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Parts, CheckpointStore]:
         """Make what a network is trained with from here on."""
+        compute = choose_compute(model, recipe.precision, device, sample)  # a narrower network may need another layout
         lay_out_model(model, compute.memory_format)
         if isinstance(hook, StepHook):
             _call_after_steps(optimiser, hook, model)
@@ -149,7 +149,9 @@ def fit(
         path = checkpoint_path(checkpoint_dir, stage) if team.leads else None
         store = CheckpointStore(path, run, model, optimiser, device, average, checkpoints_kept)
         piece = -(-min(recipe.batch_size, len(data.train_images)) // (recipe.accumulate * team.size))
-        forward = compiled(model, compute, prepare(data.train_images[:piece])) if compile else model
+        forward: Forward = model
+        if compile:
+            forward = compiled(model, compute, compute.lay_out(normalize(data.train_images[:piece])))
         return Parts(model, forward, optimiser, average, loss, compute, team, f"{seed}/{stage}"), store
 
     def save(position: Position, finished: bool = False) -> None:
@@ -164,7 +166,7 @@ def fit(
         team.lead(write)
         pause.saved()
 
-    parts, store = begin(model, build_optimiser(model, recipe))
+    parts, store = begin(model.to(device), build_optimiser(model, recipe))
     found = team.lead(lambda: find_checkpoint(store))
     checkpoint = Checkpoint(**team.tell(dict(found.content.model_dump()) if found else {}))
     goes_on = checkpoint != Checkpoint()
