@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
 from prunus.errors import TrainingError
 from prunus.training import Recipe, evaluate
@@ -149,6 +150,41 @@ def test_few_inputs_of_a_strided_shortcut_are_not_trained_channels_last(channels
     shortcut.to(memory_format=compute.memory_format)  # type: ignore[call-overload]  # torch's stub has no such overload
     for _ in range(8):
         shortcut(compute.lay_out(torch.randn_like(images))).sum().backward()
+
+
+class Narrows:
+    """Puts a network with fewer channels in the place of the first, and notes how the weights lie in each epoch."""
+
+    def __init__(self) -> None:
+        self.is_contiguous: list[bool] = []
+
+    def epoch_start(self, model: nn.Module, epoch: int) -> None: ...
+
+    def replace(self, model: nn.Module, optimiser: Optimizer) -> tuple[nn.Module, Optimizer] | None:
+        return (small := with_shortcut(7), SGD(small.parameters())) if len(self.is_contiguous) == 2 else None
+
+    def epoch_end(self, model: nn.Module, epoch: int, metrics: dict[str, Any]) -> bool:
+        self.is_contiguous.append(next(model.parameters()).is_contiguous())
+        return False
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+def with_shortcut(channels: int) -> nn.Module:
+    strided = nn.Conv2d(channels, 4, 1, stride=2)
+    return nn.Sequential(nn.Conv2d(2, channels, 3, padding=1), strided, nn.Flatten(), nn.Linear(36, 3))
+
+
+def test_a_network_that_narrows_is_laid_out_anew(train: Train) -> None:
+    hook = Narrows()
+    train(with_shortcut(16), hook=hook, checkpoint_dir=None)
+    assert hook.is_contiguous == [False, False, True, True]
 
 
 def test_choosing_leaves_the_model_and_the_random_states_alone(images: Images) -> None:
