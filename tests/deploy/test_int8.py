@@ -19,6 +19,7 @@ from prunus.deploy import FORMATS, Exported, Samples, open_exported
 from prunus.deploy.comparing import random_samples
 from prunus.deploy.formats import litert
 from prunus.deploy.formats.onnx_int8 import slim
+from prunus.deploy.int8_scheme import LARGEST_WEIGHT
 from prunus.errors import ConfigError, VerificationError
 
 onnx = pytest.importorskip("onnx")
@@ -78,6 +79,14 @@ def test_every_channel_has_a_scale_of_its_own(files: dict[str, Exported]) -> Non
         weight, scale, zero = (constants[name] for name in node.input)
         assert list(scale.dims) == [weight.dims[0]] or weight.dims[0] == 5  # the classifier's may be transposed
         assert not np.any(onnx.numpy_helper.to_array(zero))
+
+
+def test_two_products_fit_in_16_bits(files: dict[str, Exported]) -> None:
+    """Without VNNI, x86 adds a pair of products so, and cuts off what does not fit."""
+    constants = onnx.load(files["int8"].files[0]).graph.initializer
+    weights = [onnx.numpy_helper.to_array(found) for found in constants if found.data_type == onnx.TensorProto.INT8]
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+    assert largest == LARGEST_WEIGHT and 2 * 255 * largest < 2**15
 
 
 def test_the_runtime_computes_with_integers(files: dict[str, Exported], tmp_path: Path) -> None:

@@ -15,12 +15,11 @@ from torch.fx.graph import CodeGen
 
 from prunus.deploy.capturing import Captured, quietly
 from prunus.deploy.formats.onnx import INPUT
-from prunus.deploy.int8_scheme import Grid, Int8Scheme
+from prunus.deploy.int8_scheme import LARGEST_WEIGHT, Grid, Int8Scheme
 
 if TYPE_CHECKING:
     from torch.fx import Graph, GraphModule, Node
 
-_LARGEST = 127  # of an int8 weight: ONNX Runtime leaves −128 out, so that the grid is symmetric
 _GRID = "grid_"  # before the name of the activation
 
 
@@ -48,6 +47,7 @@ class Int8Simulation(nn.Module):
         super().__init__()
         self.network = network
         self._weights, self._folds = dict(scheme.weights), captured.folds
+        self._grids = dict(scheme.constants)
         with quietly():
             graph_module = program.exported_program.module(check_guards=False)
         graph: Graph = graph_module.graph
@@ -72,6 +72,9 @@ class Int8Simulation(nn.Module):
         for name, axis in self._weights.items():
             if name in stored:
                 stored[name] = round_weight(stored[name], axis)
+        for name, grid in self._grids.items():
+            if name in stored:
+                stored[name] = torch.fake_quantize_per_tensor_affine(stored[name], grid.scale, grid.zero_point, 0, 255)
         (logits,) = self._graph(images, *(stored[name] for name in self._names))
         assert isinstance(logits, Tensor)
         return logits
@@ -106,14 +109,14 @@ class RoundActivation(nn.Module):
 def round_weight(weight: Tensor, axis: int | None) -> Tensor:
     """Round a weight to int8, symmetric, with a scale for every index of an axis, or one in all.
 
-    The largest absolute value is 127 steps.
+    The largest absolute value is LARGEST_WEIGHT steps.
     """
     flat = weight.detach().reshape(1, -1) if axis is None else weight.detach().transpose(0, axis).flatten(1)
-    scale = flat.abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / _LARGEST
+    scale = flat.abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / LARGEST_WEIGHT
     zero = torch.zeros_like(scale, dtype=torch.int32)
     if axis is None:
-        return torch.fake_quantize_per_tensor_affine(weight, scale[0], zero[0], -_LARGEST, _LARGEST)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -_LARGEST, _LARGEST)
+        return torch.fake_quantize_per_tensor_affine(weight, scale[0], zero[0], -LARGEST_WEIGHT, LARGEST_WEIGHT)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, axis, -LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
 def _stored(network: nn.Module) -> dict[str, Tensor]:
