@@ -67,8 +67,8 @@ def test_the_simulation_gives_what_the_file_gives(network: nn.Module) -> None:
     found = torch.from_numpy(quantized.open()(images(200).numpy()))
     lost = (found - whole).square().mean().sqrt()
     assert lost > 1e-3
-    # A value in the middle of two steps may go either way, and all that is computed of it: 0.11. Without the rounding of
-    # the weights it would be 1.0, without that of the images 0.27, without that of the shift 0.48.
+    # A value in the middle of two steps may go either way, and all that is computed of it: 0.11. Without the rounding
+    # of the weights it would be 1.0, without that of the images 0.27, without that of the shift 0.48.
     assert set(quantized.scheme.constants) == {"shift"}
     assert (rounded - found).square().mean().sqrt() < 0.15 * lost
 

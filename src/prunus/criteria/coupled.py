@@ -140,10 +140,17 @@ def _inputs(layer: Layer, tensor: LabelledTensor, weight: Tensor, norm: NormValu
     if norm is not None and norm.var is not None and len(norm.gamma) == len(energy):
         energy = energy * (norm.gamma.square() / (norm.var + norm.eps))[:, None]
     by_group = energy.unflatten(0, (groups, -1)).sum(1)  # (groups, C_in / groups)
-    ids = np.full(by_group.shape, -1)
+    return input_ids(layer, tensor).reshape(-1), by_group.reshape(-1).numpy()
+
+
+def input_ids(layer: Layer, tensor: LabelledTensor) -> Ids:
+    """Return the channel id of every input slice of a weight, (groups, C_in / groups), −1 as above."""
+    groups = layer.groups
+    plain = layer.filters(torch.zeros(tensor.shape[:2]))
+    ids = np.full((groups, plain.shape[1]), -1)
     for field in tensor.fields:
         runs = {axis for axis, size in enumerate(field.shape) if size > 1}
         if runs == {0} if layer.transposed else 1 in runs:
             plain = torch.from_numpy(field.reshape(*field.shape[:2], -1)[:, :, 0].copy()).expand(tensor.shape[:2])
             ids = layer.filters(plain).unflatten(0, (groups, -1))[:, 0].numpy()
-    return ids.reshape(-1), by_group.reshape(-1).numpy()
+    return ids

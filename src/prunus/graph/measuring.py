@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from prunus.errors import TraceError
 from prunus.graph.channels import Activation, ChannelGraph, Ids, Site
 from prunus.graph.findings import name_of
-from prunus.graph.gradients import first_order
+from prunus.graph.gradients import curvature, first_order
 from prunus.graph.members import Members, real_copies
 from prunus.graph.rules import NONLINEARITIES
 from prunus.graph.running import DispatchMode, run
 
 Floats = npt.NDArray[np.float64]
+
+Covariance = tuple[Ids, Tensor]
 
 _CHANNEL_AXES = {"aten.convolution": 1, "aten.mm": 1, "aten.addmm": 1, "aten.bmm": 2, "aten.baddbmm": 2}
 _OPERANDS = {"aten.addmm": 1, "aten.baddbmm": 1}
@@ -32,13 +34,17 @@ class Measured:
 
     `zero_fraction` and `feature_rank` are (channel_count,), NaN for a channel that was met nowhere. `variances` holds,
     for each of the graph's contractions, the variance of every channel of its input, (C_in,), or None where it was not
-    met. `first_order` is, by the name of a layer's weight, (batches, C_out).
+    met. `first_order` is, by the name of a layer's weight, (batches, C_out). `covariances` holds, for each contraction,
+    the ids of the channels that its input has and how they vary together, (ids,) and (ids, ids), or None where several
+    channels do not lie alike; `curvature` is, by the name of a layer's weight, (C_out,), a mean over the images.
     """
 
     zero_fraction: Floats | None = None
     feature_rank: Floats | None = None
     variances: tuple[Floats | None, ...] | None = None
     first_order: dict[str, Tensor] | None = None
+    covariances: tuple[Covariance | None, ...] | None = None
+    curvature: dict[str, Tensor] | None = None
 
 
 def measure(
@@ -53,16 +59,18 @@ def measure(
         model: the network that `graph` was traced from.
         graph: its channel graph.
         batches: inputs as the model takes them, (N, C, H, W), on its device, each with its labels or None.
-        needs: fields of Measured by name; ``"variance"`` for `variances`.
+        needs: fields of Measured by name; ``"variance"`` for `variances`, ``"refit_loss"`` for `covariances` and
+            `curvature`.
 
     Raises:
         TraceError: there is no batch.
-        ConfigError: first_order is needed, and the loss of a batch cannot be computed.
+        ConfigError: first_order or refit_loss is needed, and the loss of a batch cannot be computed.
     """
     watch = _Watch(graph, needs)
     members = Members(model)
     rows: dict[str, list[Tensor]] = {}
-    count = 0
+    bends: dict[str, Tensor] = {}
+    count = seen = 0
     for images, labels in batches:
         count += 1
         if watch.is_needed:
@@ -71,6 +79,10 @@ def measure(
         if "first_order" in needs and labels is not None:
             for name, sums in first_order(model, graph, members, images, labels).items():
                 rows.setdefault(name, []).append(sums)
+        if "refit_loss" in needs:
+            seen += len(images)
+            for name, sums in curvature(model, graph, members, images).items():
+                bends[name] = bends.get(name, 0) + sums
     if not count:
         raise TraceError(
             "measuring activations needs at least one batch; pass calibration=images, an (N, C, H, W) tensor."
@@ -80,6 +92,8 @@ def measure(
         feature_rank=watch.ranks.result() if "feature_rank" in needs else None,
         variances=tuple(spread.variance() for spread in watch.spreads) if "variance" in needs else None,
         first_order={name: torch.stack(sums) for name, sums in rows.items()} if "first_order" in needs else None,
+        covariances=tuple(joint.covariance() for joint in watch.joints) if "refit_loss" in needs else None,
+        curvature={name: sums / seen for name, sums in bends.items()} if "refit_loss" in needs else None,
     )
 
 
@@ -88,7 +102,7 @@ class _Watch(DispatchMode):
 
     def __init__(self, graph: ChannelGraph, needs: Collection[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        self.needs = frozenset(needs) & {"zero_fraction", "feature_rank", "variance"}
+        self.needs = frozenset(needs) & {"zero_fraction", "feature_rank", "variance", "refit_loss"}
         self.activations: dict[int, Activation] = {activation.index: activation for activation in graph.activations}
         contractions = [site for site in graph.sites if site.weight]  # in the order of `graph.contractions`
         self.sites: dict[tuple[str, int], tuple[int, Site]] = {
@@ -96,6 +110,7 @@ class _Watch(DispatchMode):
         }
         self.zeros, self.ranks = _Means(graph.channel_count), _Means(graph.channel_count)
         self.spreads = [_Spread() for _ in graph.contractions]
+        self.joints = [_Joint() for _ in graph.contractions]
         self.linear = np.ones(graph.channel_count, np.bool_)  # channels that meet no non-linearity
         for activation in graph.activations:
             self.linear[activation.channels[activation.channels >= 0]] = False
@@ -138,6 +153,11 @@ class _Watch(DispatchMode):
         axis = _CHANNEL_AXES[site.op]
         if "variance" in self.needs:
             self.spreads[number].add(x.movedim(axis, 0).flatten(1))
+        if "refit_loss" in self.needs:
+            for field in site.operands[0]:
+                if field.size == field.shape[axis] == x.shape[axis]:
+                    self.joints[number].add(field.reshape(-1), x.movedim(axis, 0).flatten(1))
+                    break
         if "feature_rank" in self.needs and site.op == "aten.convolution":
             for field in site.operands[0]:
                 if field.size == field.shape[1] == x.shape[1]:
@@ -196,3 +216,45 @@ class _Spread:
     def variance(self) -> Floats | None:
         """Return the variances, (rows,); None where nothing came."""
         return None if self.squares is None else (self.squares / self.count).cpu().numpy()
+
+
+class _Joint:
+    """How the channels of an input vary together, in float64; about what comes first, so that no digits are lost."""
+
+    def __init__(self) -> None:
+        self.ids: Ids | None = None
+        self.count = 0
+        self.origin = self.sums = self.products = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, ids: Ids, rows: Tensor) -> None:
+        """Count the values of rows, (rows, values), that have these ids; −1 for what always stays."""
+        alike = rows_alike(ids)
+        if alike is None:
+            return
+        found, order = alike
+        values = rows[torch.from_numpy(order).to(rows.device)].double().reshape(len(found), -1)
+        if self.ids is None:
+            self.ids, self.origin = found, values.mean(1, keepdim=True)
+            self.sums, self.products = torch.zeros_like(self.origin[:, 0]), values.new_zeros(len(found), len(found))
+        values = values - self.origin
+        self.count += values.shape[1]
+        self.sums += values.sum(1)
+        self.products += values @ values.T
+
+    def covariance(self) -> Covariance | None:
+        """Return the ids, rising, and the covariances; None where nothing came."""
+        if self.ids is None:
+            return None
+        mean = self.sums / self.count
+        return self.ids, (self.products / self.count - torch.outer(mean, mean)).cpu()
+
+
+def rows_alike(ids: Ids) -> tuple[Ids, Ids] | None:
+    """Return the ids that there are, rising, and the rows that have them, one id after the other, as many for each.
+
+    None where there is none, or one has more rows than another: what is flattened has a row for every position.
+    """
+    order = np.argsort(ids, kind="stable")
+    order = order[ids[order] >= 0]
+    found, counts = np.unique(ids[order], return_counts=True)
+    return (found, order) if len(found) and (counts == counts[0]).all() else None

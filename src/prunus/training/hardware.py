@@ -70,7 +70,7 @@ def _runs_channels_last(model: nn.Module, images: Tensor, safe: bool) -> bool:
     """
     training = model.training
     model.eval()  # neither statistics nor random states may move
-    watch = _Convolutions()
+    watch = _Convolutions()  # type: ignore[no-untyped-call]  # torch does not annotate it
     try:
         with torch.no_grad(), watch:  # inference_mode would hide what an operation consists of
             model(images.contiguous(memory_format=torch.channels_last))
