@@ -54,8 +54,8 @@ METHODS: dict[str, Method] = {
     "B-widths": Method(
         "B: delivered energy, widths searched", "one-shot", "delivered_energy", {"variance": "calibrated"}, trials=40
     ),
-    "refit": Method("refit loss, one-shot", "one-shot", "refit_loss"),
-    "refit-widths": Method("refit loss, widths searched", "one-shot", "refit_loss", trials=40),
+    "refit": Method("refit error, one-shot", "one-shot", "refit_error"),
+    "refit-widths": Method("refit error, widths searched", "one-shot", "refit_error", trials=40),
     "l1_norm": Method("l1_norm", "one-shot", "l1_norm"),
     "random": Method("random", "one-shot", "random"),
     "tp_magnitude": Method("Torch-Pruning, magnitude", "torch-pruning", "magnitude", reconstructs=False),

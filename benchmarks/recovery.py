@@ -30,7 +30,7 @@ from prunus.files import atomic_write_json
 from prunus.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
-CRITERIA = ("l1_norm", "fused_conv_bn", "channel_sparsity", "delivered_energy", "refit_loss")
+CRITERIA = ("l1_norm", "fused_conv_bn", "channel_sparsity", "delivered_energy", "refit_error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -125,7 +125,7 @@ ALL_OPTIONS: list[tuple[str, dict[str, object]]] = [
     ("taylor", {}),
     ("delivered_energy", {}),
     ("delivered_energy", {"variance": "data-free"}),
-    ("refit_loss", {}),
+    ("refit_error", {}),
 ]
 
 
@@ -161,7 +161,7 @@ def layers(draw: st.DrawFn) -> LayerValues:
         first_order=torch.stack(first_order) - 0.5,
         consumers=tuple(consumers),
         coupled_norm=coupled,
-        refit_loss=ranks.flip(0),
+        refit_error=ranks.flip(0),
         rectified=draw(st.booleans()),
     )
 
@@ -265,7 +265,7 @@ def test_names_and_options_are_looked_up_with_the_near_match() -> None:
 
 
 def test_every_criterion_is_in_the_registry() -> None:
-    own = {"channel_sparsity", "fused_conv_bn", "delivered_energy", "refit_loss"}
+    own = {"channel_sparsity", "fused_conv_bn", "delivered_energy", "refit_error"}
     known = {"l1_norm", "l2_norm", "bn_scale", "fpgm", "taylor", "apoz", "hrank", "group_norm", "random"}
     assert set(CRITERIA) == own | known
     assert all(function.__name__ == name and function.__doc__ for name, function in CRITERIA.items())

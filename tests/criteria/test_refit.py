@@ -1,4 +1,4 @@
-"""What the loss rises by when channels go one by one, against a search that solves each step anew."""
+"""How far outputs move when channels go one by one, against a search that solves each step anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tests.criteria.calibrated import IMAGES, double, layers_of
 from tests.handmade import SIDE, Concat
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.criteria import CRITERIA, LayerValues
 from prunus.errors import ConfigError
-from prunus.graph.gradients import curvature
+from prunus.graph.gradients import sensitivity
 from prunus.graph.members import Members
 from prunus.graph.trace import trace
 
@@ -45,13 +44,11 @@ READERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-def drawn(scores: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(len(scores))
-    return torch.multinomial(scores.float().softmax(1), 1, generator=generator)[:, 0]
-
-
 def seen_by_hand(model: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return a layer's input, and the mean over images of the sum over positions of its output's squared gradient."""
+    """Return a layer's input, (N, C, positions), and the means over images of its output's squared gradients.
+
+    The squares are (2, C_out): of the sum over positions, and the sum over positions of them.
+    """
     seen: list[Tensor] = []
 
     def note(_: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
@@ -59,18 +56,22 @@ def seen_by_hand(model: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
         seen.extend((args[0].detach(), out))
 
     handle = layer.register_forward_hook(note)
-    scores = model(IMAGES)
-    F.cross_entropy(scores, drawn(scores.detach()), reduction="sum").backward()
+    out = model(IMAGES)
+    noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(len(out)))
+    (out * noise.double()).sum().backward()
     handle.remove()
     gradient = seen[1].grad
     assert gradient is not None
-    return seen[0], gradient.square().movedim(1, 0).flatten(1).sum(1) / len(IMAGES)
+    gradient = gradient.reshape(*gradient.shape[:2], -1)
+    squares = torch.stack([gradient.sum(2).square().sum(0), gradient.square().sum((0, 2))]) / len(IMAGES)
+    values = seen[0].flatten(2) if seen[0].dim() > 2 else seen[0]
+    return values, squares
 
 
 def searched(problems: list[tuple[Tensor, Tensor]]) -> list[float]:
     """Return each channel's cost, when the least goes first, by solving for all that have gone after every step.
 
-    A problem is a covariance, and the weights, (outputs, channels), each times the root of its output's curvature.
+    A problem is a covariance, and the weights, (outputs, channels), each times the root of its output's sensitivity.
     """
 
     def error(gone: list[int]) -> float:
@@ -81,7 +82,7 @@ def searched(problems: list[tuple[Tensor, Tensor]]) -> list[float]:
             if left:
                 crossed = covariance[gone][:, left]
                 rest = rest - crossed @ torch.linalg.solve(covariance[left][:, left], crossed.T)
-            total += float((weights[:, gone] @ rest * weights[:, gone]).sum()) / 2
+            total += float((weights[:, gone] @ rest * weights[:, gone]).sum())
         return total
 
     gone: list[int] = []
@@ -95,32 +96,34 @@ def searched(problems: list[tuple[Tensor, Tensor]]) -> list[float]:
     return costs
 
 
-def problem(model: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Make the problem of a layer that reads the channels of `first`."""
-    seen, bends = seen_by_hand(model, layer)
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach()
-    if isinstance(layer, nn.ConvTranspose2d):
-        weight = weight.transpose(0, 1)
-    rows = seen.movedim(1, 0).flatten(1)
-    if isinstance(layer, nn.Linear):  # a channel has a column for every position
-        rows, weight = seen.view(len(seen), HIDDEN, -1).movedim(1, 0).flatten(1), weight.view(6, HIDDEN, -1)
-    covariance = torch.cov(rows, correction=0)
-    covariance = covariance + 1e-3 * covariance.diagonal().mean() * torch.eye(HIDDEN)
-    weights = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
-    return covariance, (weights * bends.sqrt()[:, None, None]).movedim(1, 2).flatten(0, 1)
+def problems_of(seen: Tensor, squares: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Make the two problems of a layer or a group of it; `weight` is (outputs, channels, positions)."""
+    means = seen.mean(2, keepdim=True)
+    rest = (seen - means).transpose(0, 1).flatten(1)
+    between, within = torch.cov(means[:, :, 0].T, correction=0), rest @ rest.T / rest.shape[1]
+    problems = []
+    for covariance, weights in (
+        (between, weight.sum(2) * squares[0].sqrt()[:, None]),
+        (within, (weight * squares[1].sqrt()[:, None, None]).movedim(1, 2).flatten(0, 1)),
+    ):
+        held = covariance + 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance))
+        problems.append((held, weights))
+    return problems
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_costs_are_those_of_a_search(kind: str) -> None:
+def test_errors_are_those_of_a_search(kind: str) -> None:
     make, features = READERS[kind]
     model = double(Read(make(), features))
     layer = next(module for module in reversed(list(model.reader.modules())))  # type: ignore[union-attr, arg-type]
-    found = layers_of(model, "refit_loss", calibration=IMAGES)["first"].refit_loss
-    assert found is not None
-    wanted = searched([problem(model, layer)])
-    assert min(wanted) < 0.5 * max(wanted)
+    found = layers_of(model, "refit_error", calibration=IMAGES)["first"].refit_error
+    weight = layer.weight.detach()  # type: ignore[union-attr, operator]
+    if kind == "linear":  # a channel has a column for every position
+        weight = weight.view(6, HIDDEN, -1)
+    weight = (weight.transpose(0, 1) if kind == "transposed" else weight).flatten(2)
+    seen, squares = seen_by_hand(model, layer)
+    wanted = searched(problems_of(seen.reshape(len(seen), HIDDEN, -1), squares, weight))
+    assert found is not None and min(wanted) < 0.5 * max(wanted)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
@@ -143,20 +146,17 @@ def test_all_readers_are_added_up_and_groups_explain_their_own_alone() -> None:
     model = double(Two())
     problems = []
     for layer in (model.one, model.other):
-        seen, bends = seen_by_hand(model, layer)  # type: ignore[arg-type]
-        covariance = torch.cov(seen.movedim(1, 0).flatten(1), correction=0)
-        weight = layer.weight.detach()  # type: ignore[union-attr, operator]
-        for group in range(layer.groups):  # type: ignore[arg-type]
-            size, outputs = 4 // layer.groups, 6 // layer.groups  # type: ignore[operator]
-            at = slice(group * size, (group + 1) * size)
-            own = (weight[group * outputs : (group + 1) * outputs].flatten(2)).movedim(1, 2)
-            own = (own * bends[group * outputs : (group + 1) * outputs].sqrt()[:, None, None]).flatten(0, 1)
-            whole, weights = torch.eye(4).double(), torch.zeros(len(own), 4).double()
-            part = covariance[at, at]
-            whole[at, at] = part + 1e-3 * part.diagonal().mean() * torch.eye(size)
-            weights[:, at] = own
-            problems.append((whole, weights))
-    found = layers_of(model, "refit_loss", calibration=IMAGES)["first"].refit_loss
+        assert isinstance(layer, nn.Conv2d)
+        seen, squares = seen_by_hand(model, layer)
+        size, outputs = 4 // layer.groups, 6 // layer.groups
+        for group in range(layer.groups):
+            at, rows = slice(group * size, (group + 1) * size), slice(group * outputs, (group + 1) * outputs)
+            own = layer.weight.detach()[rows].flatten(2)
+            for covariance, weights in problems_of(seen[:, at], squares[:, rows], own):
+                whole, placed = torch.eye(4).double(), torch.zeros(len(weights), 4).double()
+                whole[at, at], placed[:, at] = covariance, weights
+                problems.append((whole, placed))
+    found = layers_of(model, "refit_error", calibration=IMAGES)["first"].refit_error
     assert found is not None
     np.testing.assert_allclose(found, searched(problems), rtol=1e-6)
 
@@ -166,45 +166,56 @@ def test_of_two_channels_alike_the_first_is_free() -> None:
     with torch.no_grad():
         for tensor in (model.first.weight, model.first.bias):  # type: ignore[union-attr]
             tensor[3] = tensor[1]  # type: ignore[index, operator]
-    found = layers_of(model, "refit_loss", calibration=IMAGES)["first"].refit_loss
+    found = layers_of(model, "refit_error", calibration=IMAGES)["first"].refit_error
     assert found is not None
     twins = sorted((float(found[1]), float(found[3])))
     assert twins[0] < 0.01 * twins[1] and twins[0] == float(found.min())
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_curvature_is_that_of_classes_drawn_by_the_network(kind: str) -> None:
+def test_sensitivity_is_that_of_the_outputs_and_leaves_the_network_alone(kind: str) -> None:
     make, features = READERS[kind]
     model = double(Read(make(), features))
     graph = trace(model, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64))
-    found = curvature(model, graph, Members(model), IMAGES)
+    found = sensitivity(model, graph, Members(model), IMAGES)
+    assert all(parameter.grad is None for parameter in model.parameters())
     layers = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "weight")}
     assert set(found) == set(layers)
-    for name, layer in layers.items():
-        np.testing.assert_allclose(found[name] / len(IMAGES), seen_by_hand(model, layer)[1], rtol=1e-9)
-    assert not any(parameter.grad is None for parameter in model.parameters())  # of seen_by_hand
-    model.zero_grad()
-    curvature(model, graph, Members(model), IMAGES)
-    assert all(parameter.grad is None for parameter in model.parameters())
+    for name in ("reader.weight" if kind != "linear" else "reader.1.weight", "fc.weight"):
+        model.zero_grad()
+        values = seen_by_hand(model, layers[name])[1]
+        np.testing.assert_allclose(found[name] / len(IMAGES), values, rtol=1e-9)
 
 
 def test_what_no_layer_reads_stays() -> None:
     numbers = torch.tensor([3.0, float("nan"), 1.5], dtype=torch.float64)
-    layer = LayerValues("conv", torch.ones(3, 2), refit_loss=numbers)
-    assert CRITERIA["refit_loss"](layer).tolist() == [3, 3, 1.5]
+    layer = LayerValues("conv", torch.ones(3, 2), refit_error=numbers)
+    assert CRITERIA["refit_error"](layer).tolist() == [3, 3, 1.5]
 
 
 def test_a_group_that_lies_in_a_concatenation_is_scored() -> None:
     model = double(Concat())
     graph = trace(model, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64))
-    scores = prunus.score(model, graph, "refit_loss", calibration=IMAGES)
+    scores = prunus.score(model, graph, "refit_error", calibration=IMAGES)
     assert all(bool((one > 0).all()) and len(set(one.tolist())) > 1 for one in scores.values())
 
 
-def test_what_gives_no_scores_is_refused() -> None:
-    model = double(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
+class Pair(nn.Module):
+    """Returns two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.one(x)
+        return x, self.two(x)
+
+
+def test_what_is_not_one_tensor_is_refused() -> None:
+    model = double(Pair())
     graph = trace(model, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64))
-    with pytest.raises(ConfigError, match=r"class scores, \(N, classes\), but the network returns \(7, 2, \d+, \d+\)"):
-        prunus.score(model, graph, "refit_loss", calibration=IMAGES)
-    with pytest.raises(ConfigError, match="refit_loss needs refit_loss, which is measured on images"):
-        prunus.score(model, graph, "refit_loss")
+    with pytest.raises(ConfigError, match=r"a tensor of numbers, but this one returns tuple; wrap it"):
+        prunus.score(model, graph, "refit_error", calibration=IMAGES)
+    with pytest.raises(ConfigError, match="refit_error needs refit_error, which is measured on images"):
+        prunus.score(model, graph, "refit_error")

@@ -12,7 +12,7 @@ from prunus.errors import ConfigError
 Calibration = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
 """Images (N, C, H, W) as the model takes them, an iterable of such batches, or of (images, labels) pairs."""
 
-ON_IMAGES = frozenset({"zero_fraction", "feature_rank", "variance", "refit_loss"})
+ON_IMAGES = frozenset({"zero_fraction", "feature_rank", "variance", "refit_error"})
 """What is measured on images."""
 
 ON_LABELS = frozenset({"first_order"})

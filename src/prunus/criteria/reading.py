@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunus.criteria.calibration import ON_IMAGES, ON_LABELS, Calibration, batches_of, missing
 from prunus.criteria.coupled import Consumers, coupled_norms
-from prunus.criteria.refit import refit_losses
+from prunus.criteria.refit import refit_errors
 from prunus.criteria.values import LayerValues, NormValues
 from prunus.errors import ConfigError, ModelError, TraceError
 from prunus.graph.channels import ChannelGraph, Layer, Norm
@@ -58,9 +58,9 @@ def layers_of(
     found = _measured(model, graph, calibration, needs, criterion)
     asked = not needs.isdisjoint({"consumers", "variance"})
     consumers = Consumers(graph, reader.read, reader.norm, found.variances) if asked else None
-    losses = None
-    if found.covariances is not None and found.curvature is not None:
-        losses = refit_losses(graph, reader.read, found.covariances, found.curvature)
+    errors = None
+    if found.covariances is not None and found.sensitivity is not None:
+        errors = refit_errors(graph, reader.read, found.covariances, found.sensitivity)
     norms = coupled_norms(graph, reader.read) if "coupled_norm" in needs else None
     only_weights = scratch is not None and not scratch.copies
     for layer in graph.layers:
@@ -77,7 +77,7 @@ def layers_of(
                     first_order=None if found.first_order is None else found.first_order[layer.weight],
                     consumers=None if consumers is None else consumers.of(layer.channels),
                     coupled_norm=_of(norms, layer),
-                    refit_loss=_of(losses, layer),
+                    refit_error=_of(errors, layer),
                     rectified=layer.rectified,
                 ),
             )

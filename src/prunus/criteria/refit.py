@@ -1,4 +1,4 @@
-"""What the loss rises by when channels go and the layers that read them are refitted, one channel after the other."""
+"""How far a network's outputs move when channels go and the layers that read them are refitted, one after the other."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _RIDGE = 1e-3  # of the mean variance: channels that always vary together cannot
 _STEPS = 128  # a group is eliminated in at most about so many: of a wider one several channels go at once
 
 
-def refit_losses(
+def refit_errors(
     graph: ChannelGraph,
     read: Callable[[str], Tensor],
     covariances: Sequence[Covariance | None],
-    curvature: Mapping[str, Tensor],
+    sensitivity: Mapping[str, Tensor],
 ) -> Floats:
-    """Return what the loss rises by for each coupled channel, (channel_count,), NaN where no layer says so.
+    """Return the squared change of the outputs for each coupled channel, (channel_count,), NaN where no layer says so.
 
     Group by group, the channel that costs least goes, and then the least of those that are left, each time after all
     that read the group have been refitted to make do without those before. A channel never costs less than those that
@@ -37,10 +37,10 @@ def refit_losses(
         graph: the channel graph.
         read: returns a tensor of the network by its name, in float64.
         covariances: for each of the graph's contractions, how the channels of its input vary together.
-        curvature: of the loss by each output of a layer, summed over positions, by the name of its weight.
+        sensitivity: how far outputs move with those of a layer, (2, C_out), by the name of its weight.
     """
-    readers = _readers(graph, read, covariances, curvature)
-    losses = np.full(graph.channel_count, np.nan)
+    readers = _readers(graph, read, covariances, sensitivity)
+    errors = np.full(graph.channel_count, np.nan)
     for group in graph.groups:
         known = np.zeros(group.size, np.bool_)
         problems = []
@@ -50,53 +50,62 @@ def refit_losses(
                 problems.append(_Problem.of(group.size, torch.from_numpy(ours), reader.among(theirs)))
                 known[ours] = True
         if problems:
-            losses[group.channels[known]] = _eliminated(problems)[torch.from_numpy(known)].numpy()
-    return losses
+            errors[group.channels[known]] = _eliminated(problems)[torch.from_numpy(known)].numpy()
+    return errors
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that reads channels, or one of its groups: how they vary together, and what the loss makes of it.
+    """A layer that reads channels, or one of its groups: how they vary together, and what outputs make of it.
 
-    With u(c) what the layer's outputs get from channel c, `bent` is Σ over outputs of curvature · u(a) · u(b) for all
-    pairs of channels, as far as weights decide it.
+    `moved` is, for all pairs of channels, Σ over the layer's outputs of sensitivity · weight · weight: how far the
+    network's outputs move if both move by one.
     """
 
     ids: Ids
     covariance: Tensor
-    bent: Tensor
+    moved: Tensor
 
     def among(self, places: Ids) -> _Reader:
         """Return what it says of some of its channels."""
         at = torch.from_numpy(places)
-        return _Reader(self.ids[places], self.covariance[at][:, at], self.bent[at][:, at])
+        return _Reader(self.ids[places], self.covariance[at][:, at], self.moved[at][:, at])
 
 
 def _readers(
     graph: ChannelGraph,
     read: Callable[[str], Tensor],
     covariances: Sequence[Covariance | None],
-    curvature: Mapping[str, Tensor],
+    sensitivity: Mapping[str, Tensor],
 ) -> list[_Reader]:
+    """Take every use of a weight apart: by its groups, and into what is alike all over an image and what is not.
+
+    An error in the mean of a channel over an image adds up over all positions, kernels and flattened rows; one that
+    differs from place to place does not.
+    """
     layers = {layer.weight: layer for layer in graph.layers}
     uses = Counter(use.weight for use in graph.contractions)
     found = []
     for use, covariance in zip(graph.contractions, covariances, strict=True):
-        layer, bends = layers.get(use.weight), curvature.get(use.weight)
-        if layer is None or bends is None or covariance is None:
+        layer, moves = layers.get(use.weight), sensitivity.get(use.weight)
+        if layer is None or moves is None or covariance is None:
             continue
+        known, between, within = covariance
+        roots = (moves / uses[use.weight]).sqrt().unflatten(1, (layer.groups, -1))
         filters = layer.filters(read(use.weight))
-        filters = filters.reshape(*filters.shape[:2], -1)  # (C_out, C_in / groups, positions of the kernel)
-        weights = filters * (bends / uses[use.weight]).sqrt()[:, None, None]
-        for ids, own in zip(
-            input_ids(layer, graph.tensors[use.weight]), weights.unflatten(0, (layer.groups, -1)), strict=True
-        ):
+        parts = filters.reshape(*filters.shape[:2], -1).unflatten(0, (layer.groups, -1))
+        for group, ids in enumerate(input_ids(layer, graph.tensors[use.weight])):
             alike = rows_alike(ids)
-            if alike is None or not np.isin(alike[0], covariance[0]).all():
+            if alike is None or not np.isin(alike[0], known).all():
                 continue
-            rows = own.movedim(1, 0)[torch.from_numpy(alike[1])].reshape(len(alike[0]), -1)
-            at = torch.from_numpy(np.searchsorted(covariance[0], alike[0]))
-            found.append(_Reader(alike[0], covariance[1][at][:, at], rows @ rows.T))
+            rows = parts[group][:, torch.from_numpy(alike[1])]  # (outputs, rows, positions of the kernel)
+            by_channel = rows.unflatten(1, (len(alike[0]), -1)).flatten(2).transpose(0, 1)  # (channels, outputs, rest)
+            at = torch.from_numpy(np.searchsorted(known, alike[0]))
+            mean = by_channel.sum(2) * roots[0, group]
+            apart = (by_channel * roots[1, group][:, None]).flatten(1)
+            found.append(_Reader(alike[0], between[at][:, at], mean @ mean.T))
+            if bool((within > 0).any()):
+                found.append(_Reader(alike[0], within[at][:, at], apart @ apart.T))
     return found
 
 
@@ -109,30 +118,30 @@ class _Problem:
     """
 
     inverse: Tensor
-    bent: Tensor
+    moved: Tensor
 
     @classmethod
     def of(cls, size: int, places: Tensor, reader: _Reader) -> _Problem:
         """Put what a reader says of some of a group's channels in their places."""
         variance = reader.covariance.diagonal()
         ridge = (_RIDGE * variance.mean()).clamp_min(torch.finfo(torch.float64).tiny)
-        inverse, bent = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+        inverse, moved = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         inverse[places[:, None], places] = torch.linalg.inv(reader.covariance + torch.diag(ridge.expand(len(variance))))
-        bent[places[:, None], places] = reader.bent
-        return cls(inverse, bent)
+        moved[places[:, None], places] = reader.moved
+        return cls(inverse, moved)
 
     def rises(self) -> Tensor:
-        """Return what the loss rises by for each channel, were it the next to go: half of bend times square."""
-        return self.bent.diagonal() / self.inverse.diagonal() / 2
+        """Return how far outputs move, squared, for each channel, were it the next to go."""
+        return self.moved.diagonal() / self.inverse.diagonal()
 
     def without(self, gone: Tensor, left: Tensor) -> _Problem:
         """Return the problem of those that are left."""
-        inverse, bent = self.inverse, self.bent
-        moved = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, left])
-        crossed = bent[left][:, gone] @ moved
-        taken = moved.T @ bent[gone][:, gone] @ moved
+        inverse, moved = self.inverse, self.moved
+        over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, left])
+        crossed = moved[left][:, gone] @ over
+        taken = over.T @ moved[gone][:, gone] @ over
         return _Problem(
-            inverse[left][:, left] - inverse[left][:, gone] @ moved, bent[left][:, left] - crossed - crossed.T + taken
+            inverse[left][:, left] - inverse[left][:, gone] @ over, moved[left][:, left] - crossed - crossed.T + taken
         )
 
 

@@ -21,7 +21,7 @@ from prunus.criteria.hrank import hrank
 from prunus.criteria.l1_norm import l1_norm
 from prunus.criteria.l2_norm import l2_norm
 from prunus.criteria.random import random
-from prunus.criteria.refit_loss import refit_loss
+from prunus.criteria.refit_error import refit_error
 from prunus.criteria.taylor import taylor
 from prunus.criteria.values import Criterion
 from prunus.errors import ConfigError
@@ -33,7 +33,7 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "channel_sparsity": channel_sparsity,
     "fused_conv_bn": fused_conv_bn,
     "delivered_energy": delivered_energy,
-    "refit_loss": refit_loss,
+    "refit_error": refit_error,
     "l1_norm": l1_norm,
     "l2_norm": l2_norm,
     "bn_scale": bn_scale,
@@ -48,7 +48,7 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
 NEEDS: dict[str, Mapping[str, Mapping[str, object]]] = {
     "channel_sparsity": {"zero_fraction": {"degree": "activation"}},
     "delivered_energy": {"consumers": {}, "variance": {"variance": "calibrated"}},
-    "refit_loss": {"refit_loss": {}},
+    "refit_error": {"refit_error": {}},
     "group_norm": {"coupled_norm": {}},
     "apoz": {"zero_fraction": {}},
     "hrank": {"feature_rank": {}},
@@ -60,16 +60,21 @@ Nothing else is measured. ``"variance"`` is that of the consumers; `calibration.
 which labels.
 """
 
-FIELDS = ("zero_fraction", "feature_rank", "first_order", "consumers", "variance", "coupled_norm", "refit_loss")
+FIELDS = ("zero_fraction", "feature_rank", "first_order", "consumers", "variance", "coupled_norm", "refit_error")
 """All that can be needed."""
 
-NORMALIZE: dict[str, Normalize] = {"random": "none", "taylor": "none", "delivered_energy": "none", "refit_loss": "cost"}
+NORMALIZE: dict[str, Normalize] = {
+    "random": "none",
+    "taylor": "none",
+    "delivered_energy": "none",
+    "refit_error": "cost",
+}
 """How scores compare across layers unless the caller says so; ``"mean"`` where a name is not here.
 
 Also for the sparsity index, though it lies in [0, 1]: shares of zeros after ReLU differ from layer to layer more than
 from channel to channel, and ranked as they are they empty whole layers. For the weight degree it makes no difference.
-A change of the loss compares across layers as it is; energy was measured to rank best so. Where the change of the loss
-is one that a budget is bought with, refit_loss, what it saves is its price.
+A change of the loss compares across layers as it is; energy was measured to rank best so. How far the outputs move is
+what a budget is paid with: of refit_error the least for the MACs saved goes first.
 """
 
 REDUCE: dict[str, Reduce] = {"random": "first"}

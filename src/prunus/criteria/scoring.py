@@ -57,7 +57,7 @@ def score(
             has times (``"latency"``); or the layer's mean is taken away and the rest divided by its standard deviation
             (``"gaussian"``); or they stay as they are (``"none"``).
             By default the mean, none for the criteria random, taylor and
-            delivered_energy, and the cost for refit_loss.
+            delivered_energy, and the cost for refit_error.
         calibration: what to measure on, for the criteria that look at more than weights: images, (N, C, H, W) as the
             model takes them, or an iterable of batches; for taylor, an iterable of (images, labels) pairs, labels as
             cross-entropy takes them. Only what the criterion needs is measured; the model runs in evaluation mode.

@@ -59,7 +59,7 @@ class LayerValues:
         consumers: the uses of layers that consume some of the channels, depthwise ones left out: their channels go with
             the input's. Their `variance` is there if ``"variance"`` is needed.
         coupled_norm: (C_out,), the L2 norm of all parameter slices that go with the channel, wherever they are.
-        refit_loss: (C_out,), what the loss rises by without the channel once its readers are refitted
+        refit_error: (C_out,), how far outputs move, squared, without the channel once its readers are refitted
             (`prunus.criteria.refit`); NaN where nothing reads it.
     """
 
@@ -72,7 +72,7 @@ class LayerValues:
     first_order: Tensor | None = None
     consumers: tuple[ConsumerValues, ...] | None = None
     coupled_norm: Tensor | None = None
-    refit_loss: Tensor | None = None
+    refit_error: Tensor | None = None
     rectified: bool = False
 
 

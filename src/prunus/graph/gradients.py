@@ -1,4 +1,4 @@
-"""What gradients say of each filter: the first-order change of the loss, and how sharply the loss bends."""
+"""What gradients say of each filter: the first-order change of the loss, and how far outputs move with it."""
 
 from __future__ import annotations
 
@@ -42,42 +42,40 @@ def first_order(
     return found
 
 
-def curvature(model: nn.Module, graph: ChannelGraph, members: Members, images: Tensor) -> dict[str, Tensor]:
-    """Return Σ over images and positions of the squared gradient of the loss by each layer's output, by weight name.
+def sensitivity(model: nn.Module, graph: ChannelGraph, members: Members, images: Tensor) -> dict[str, Tensor]:
+    """Return how far the network's outputs move with those of each layer, (2, C_out), by the name of its weight.
 
-    The loss of an image is the cross-entropy with a class that is drawn by the probabilities which the network itself
-    gives: what is returned is the diagonal of the Fisher information of the outputs, (C_out,), which needs no labels
-    (Kunstner et al. 2019, arXiv:1905.12558, on why they would be no substitute). Layers whose outputs reach no loss, or
-    by another operation than a convolution or a product of matrices, are left out.
+    That is the expected square of the gradient of Σ z · v by the layer's output, with z the network's outputs and v
+    normal noise, which is the sum over z of the squared gradients: first of what moves all positions of an image alike,
+    (Σ over positions of the gradient)², then of what moves each for itself, Σ over positions of (the gradient)². Both
+    are summed over images. Layers whose outputs reach those of the network by no convolution or product of matrices
+    with their weight are left out. A product of matrices takes every row for an image.
 
     Raises:
-        ConfigError: the network's output is not class scores.
+        ConfigError: the network returns something else than one tensor of numbers.
     """
     tensors = dict(members.tensors)
     wanted = {id(tensors[layer.weight]): layer.weight for layer in graph.layers}
-    draw = torch.Generator().manual_seed(len(images))
     with torch.inference_mode(False), torch.enable_grad(), attention_by_products():
         state = {
             id(tensor): tensor.detach().clone().requires_grad_(id(tensor) in wanted) for tensor in tensors.values()
         }
-        places = {state[own].data_ptr(): name for own, name in wanted.items()}
         x = images.clone().requires_grad_(images.is_floating_point())
+        watch = _Backward({state[own].data_ptr(): name for own, name in wanted.items()})
         with restored(members, False, state):
             output = model(x)
-            scores = output.detach() if isinstance(output, Tensor) else torch.zeros(0)
-            if scores.dim() != 2:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise ConfigError(
-                    "refit_loss looks at the cross-entropy of class scores, (N, classes), but the network returns "
-                    f"{tuple(scores.shape) if isinstance(output, Tensor) else type(output).__name__}; wrap it so that "
-                    "it returns its scores alone, or use another criterion."
+                    "refit_error measures how far a network's outputs move, a tensor of numbers, but this one returns "
+                    f"{type(output).__name__}; wrap it so that it returns its scores alone, or use another criterion."
                 )
-            classes = torch.multinomial(scores.float().softmax(1).cpu(), 1, generator=draw)[:, 0]
-            loss = _loss(output, classes.to(scores.device)) * len(scores)
-            watch = _Backward(places)
+            noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(len(images)))
             with watch:
-                torch.autograd.grad(loss, [x, *(state[own] for own in wanted)], allow_unused=True)
+                torch.autograd.grad(
+                    (output * noise.to(output)).sum(), [x, *(state[own] for own in wanted)], allow_unused=True
+                )
     layers = {layer.weight: layer for layer in graph.layers}
-    return {name: sums for name, sums in watch.sums.items() if len(sums) == len(layers[name].channels)}
+    return {name: sums for name, sums in watch.sums.items() if sums.shape[1] == len(layers[name].channels)}
 
 
 class _Backward(DispatchMode):
@@ -98,8 +96,9 @@ class _Backward(DispatchMode):
     def _add(self, gradient: Tensor, weight: Tensor) -> None:
         name = self.places.get(weight.data_ptr())
         if name is not None:
-            squares = gradient.double().square().movedim(1, 0).flatten(1).sum(1).cpu()
-            self.sums[name] = self.sums.get(name, 0) + squares
+            by_position = gradient.double().reshape(*gradient.shape[:2], -1)
+            alike, apart = by_position.sum(2).square().sum(0), by_position.square().sum((0, 2))
+            self.sums[name] = self.sums.get(name, 0) + torch.stack([alike, apart]).cpu()
 
 
 def _loss(output: object, labels: Tensor) -> Tensor:

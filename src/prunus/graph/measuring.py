@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from prunus.errors import TraceError
 from prunus.graph.channels import Activation, ChannelGraph, Ids, Site
 from prunus.graph.findings import name_of
-from prunus.graph.gradients import curvature, first_order
+from prunus.graph.gradients import first_order, sensitivity
 from prunus.graph.members import Members, real_copies
 from prunus.graph.rules import NONLINEARITIES
 from prunus.graph.running import DispatchMode, run
 
 Floats = npt.NDArray[np.float64]
 
-Covariance = tuple[Ids, Tensor]
+Covariance = tuple[Ids, Tensor, Tensor]
 
 _CHANNEL_AXES = {"aten.convolution": 1, "aten.mm": 1, "aten.addmm": 1, "aten.bmm": 2, "aten.baddbmm": 2}
 _OPERANDS = {"aten.addmm": 1, "aten.baddbmm": 1}
@@ -35,8 +35,9 @@ class Measured:
     `zero_fraction` and `feature_rank` are (channel_count,), NaN for a channel that was met nowhere. `variances` holds,
     for each of the graph's contractions, the variance of every channel of its input, (C_in,), or None where it was not
     met. `first_order` is, by the name of a layer's weight, (batches, C_out). `covariances` holds, for each contraction,
-    the ids of the channels that its input has and how they vary together, (ids,) and (ids, ids), or None where several
-    channels do not lie alike; `curvature` is, by the name of a layer's weight, (C_out,), a mean over the images.
+    the ids of the channels that its input has, (ids,), and how they vary together, (ids, ids): their means over an
+    image's positions, and what is left at each position; or None where its channels do not lie alike. `sensitivity` is,
+    by the name of a layer's weight, (2, C_out), a mean over the images.
     """
 
     zero_fraction: Floats | None = None
@@ -44,7 +45,7 @@ class Measured:
     variances: tuple[Floats | None, ...] | None = None
     first_order: dict[str, Tensor] | None = None
     covariances: tuple[Covariance | None, ...] | None = None
-    curvature: dict[str, Tensor] | None = None
+    sensitivity: dict[str, Tensor] | None = None
 
 
 def measure(
@@ -59,17 +60,18 @@ def measure(
         model: the network that `graph` was traced from.
         graph: its channel graph.
         batches: inputs as the model takes them, (N, C, H, W), on its device, each with its labels or None.
-        needs: fields of Measured by name; ``"variance"`` for `variances`, ``"refit_loss"`` for `covariances` and
-            `curvature`.
+        needs: fields of Measured by name; ``"variance"`` for `variances`, ``"refit_error"`` for `covariances` and
+            `sensitivity`.
 
     Raises:
         TraceError: there is no batch.
-        ConfigError: first_order or refit_loss is needed, and the loss of a batch cannot be computed.
+        ConfigError: first_order is needed, and the loss of a batch cannot be computed; or refit_error is, and the
+            network does not return one tensor.
     """
     watch = _Watch(graph, needs)
     members = Members(model)
     rows: dict[str, list[Tensor]] = {}
-    bends: dict[str, Tensor] = {}
+    moves: dict[str, Tensor] = {}
     count = seen = 0
     for images, labels in batches:
         count += 1
@@ -79,10 +81,10 @@ def measure(
         if "first_order" in needs and labels is not None:
             for name, sums in first_order(model, graph, members, images, labels).items():
                 rows.setdefault(name, []).append(sums)
-        if "refit_loss" in needs:
+        if "refit_error" in needs:
             seen += len(images)
-            for name, sums in curvature(model, graph, members, images).items():
-                bends[name] = bends.get(name, 0) + sums
+            for name, sums in sensitivity(model, graph, members, images).items():
+                moves[name] = moves.get(name, 0) + sums
     if not count:
         raise TraceError(
             "measuring activations needs at least one batch; pass calibration=images, an (N, C, H, W) tensor."
@@ -92,8 +94,8 @@ def measure(
         feature_rank=watch.ranks.result() if "feature_rank" in needs else None,
         variances=tuple(spread.variance() for spread in watch.spreads) if "variance" in needs else None,
         first_order={name: torch.stack(sums) for name, sums in rows.items()} if "first_order" in needs else None,
-        covariances=tuple(joint.covariance() for joint in watch.joints) if "refit_loss" in needs else None,
-        curvature={name: sums / seen for name, sums in bends.items()} if "refit_loss" in needs else None,
+        covariances=tuple(joint.covariance() for joint in watch.joints) if "refit_error" in needs else None,
+        sensitivity={name: sums / seen for name, sums in moves.items()} if "refit_error" in needs else None,
     )
 
 
@@ -102,7 +104,7 @@ class _Watch(DispatchMode):
 
     def __init__(self, graph: ChannelGraph, needs: Collection[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        self.needs = frozenset(needs) & {"zero_fraction", "feature_rank", "variance", "refit_loss"}
+        self.needs = frozenset(needs) & {"zero_fraction", "feature_rank", "variance", "refit_error"}
         self.activations: dict[int, Activation] = {activation.index: activation for activation in graph.activations}
         contractions = [site for site in graph.sites if site.weight]  # in the order of `graph.contractions`
         self.sites: dict[tuple[str, int], tuple[int, Site]] = {
@@ -153,10 +155,11 @@ class _Watch(DispatchMode):
         axis = _CHANNEL_AXES[site.op]
         if "variance" in self.needs:
             self.spreads[number].add(x.movedim(axis, 0).flatten(1))
-        if "refit_loss" in self.needs:
+        if "refit_error" in self.needs:
             for field in site.operands[0]:
                 if field.size == field.shape[axis] == x.shape[axis]:
-                    self.joints[number].add(field.reshape(-1), x.movedim(axis, 0).flatten(1))
+                    rows = x.movedim(axis, 0)  # of a convolution (N, C, …), of products (rows, C)
+                    self.joints[number].add(field.reshape(-1), rows.reshape(*rows.shape[:2], -1))
                     break
         if "feature_rank" in self.needs and site.op == "aten.convolution":
             for field in site.operands[0]:
@@ -219,34 +222,38 @@ class _Spread:
 
 
 class _Joint:
-    """How the channels of an input vary together, in float64; about what comes first, so that no digits are lost."""
+    """How the channels of an input vary together, in float64: their means over an image, and what is left of them."""
 
     def __init__(self) -> None:
         self.ids: Ids | None = None
-        self.count = 0
-        self.origin = self.sums = self.products = torch.zeros(0, dtype=torch.float64)
+        self.images = self.values = 0
+        self.origin = self.sums = self.between = self.within = torch.zeros(0, dtype=torch.float64)
 
-    def add(self, ids: Ids, rows: Tensor) -> None:
-        """Count the values of rows, (rows, values), that have these ids; −1 for what always stays."""
+    def add(self, ids: Ids, values: Tensor) -> None:
+        """Count values, (rows, images, positions), of rows that have these ids; −1 for what always stays."""
         alike = rows_alike(ids)
         if alike is None:
             return
         found, order = alike
-        values = rows[torch.from_numpy(order).to(rows.device)].double().reshape(len(found), -1)
-        if self.ids is None:
-            self.ids, self.origin = found, values.mean(1, keepdim=True)
-            self.sums, self.products = torch.zeros_like(self.origin[:, 0]), values.new_zeros(len(found), len(found))
-        values = values - self.origin
-        self.count += values.shape[1]
-        self.sums += values.sum(1)
-        self.products += values @ values.T
+        values = values[torch.from_numpy(order).to(values.device)].double()
+        values = values.unflatten(0, (len(found), -1)).transpose(1, 2).flatten(2)  # several rows of an id are positions
+        means = values.mean(2)
+        if self.ids is None:  # sums of what lies around zero lose no digits when means are taken out
+            self.ids, self.origin = found, means.mean(1, keepdim=True)
+            self.sums = torch.zeros_like(self.origin[:, 0])
+            self.between = self.within = means.new_zeros(len(found), len(found))
+        rest = (values - means[:, :, None]).flatten(1)
+        means = means - self.origin
+        self.images, self.values = self.images + means.shape[1], self.values + rest.shape[1]
+        self.sums = self.sums + means.sum(1)
+        self.between, self.within = self.between + means @ means.T, self.within + rest @ rest.T
 
     def covariance(self) -> Covariance | None:
-        """Return the ids, rising, and the covariances; None where nothing came."""
+        """Return the ids, rising, and both covariances; None where nothing came."""
         if self.ids is None:
             return None
-        mean = self.sums / self.count
-        return self.ids, (self.products / self.count - torch.outer(mean, mean)).cpu()
+        mean = self.sums / self.images
+        return self.ids, (self.between / self.images - torch.outer(mean, mean)).cpu(), (self.within / self.values).cpu()
 
 
 def rows_alike(ids: Ids) -> tuple[Ids, Ids] | None:
