@@ -72,6 +72,15 @@ def write(root: Path, data: object) -> None:
     (root / "docs" / "results" / "benchmarks" / "allocation.json").write_text(json.dumps(data))
 
 
+def test_another_dense_network_has_tables_of_its_own(root: Path) -> None:
+    other = {**results(), "network": "mobilenetv2", "dense": {"accuracy": 0.8, "loss": 0.1}, "searches": []}
+    (root / "docs" / "results" / "benchmarks" / "allocation_other.json").write_text(json.dumps(other))
+    assert allocation_table(["--root", str(root)]) == 0
+    page = (root / "docs" / "allocation.md").read_text()
+    assert page.index("resnet20 on CIFAR-10, 90.0 % dense") < page.index("mobilenetv2 on CIFAR-10, 80.0 % dense")
+    assert page.count("### 50 % of the MACs") == 2
+
+
 def test_the_tables_of_this_page_are_what_was_measured() -> None:
     assert allocation_table(["--check"]) == 0
 

@@ -171,6 +171,7 @@ def permuted(layer: LayerValues, order: Tensor) -> LayerValues:
     assert norm is not None and norm.mean is not None and norm.var is not None
     assert layer.bias is not None and layer.zero_fraction is not None and layer.feature_rank is not None
     assert layer.first_order is not None and layer.coupled_norm is not None and layer.consumers is not None
+    assert layer.refit_error is not None
     place = order.argsort()  # where each channel went
     return dataclasses.replace(
         layer,
@@ -182,6 +183,7 @@ def permuted(layer: LayerValues, order: Tensor) -> LayerValues:
         first_order=layer.first_order[:, order],
         consumers=tuple(dataclasses.replace(use, channels=place[use.channels]) for use in layer.consumers),
         coupled_norm=layer.coupled_norm[order],
+        refit_error=layer.refit_error[order],
     )
 
 
