@@ -43,14 +43,14 @@ def refit_errors(
     errors = np.full(graph.channel_count, np.nan)
     for group in graph.groups:
         known = np.zeros(group.size, np.bool_)
-        problems = []
+        parts = []
         for reader in readers:
             shared, ours, theirs = np.intersect1d(group.channels, reader.ids, return_indices=True)
             if len(shared):
-                problems.append(_Problem.of(group.size, torch.from_numpy(ours), reader.among(theirs)))
+                parts.append((ours, reader.among(theirs)))
                 known[ours] = True
-        if problems:
-            errors[group.channels[known]] = _eliminated(problems)[torch.from_numpy(known)].numpy()
+        if parts:
+            errors[group.channels[known]] = _eliminated(group.size, parts)[torch.from_numpy(known)].numpy()
     return errors
 
 
@@ -109,53 +109,60 @@ def _readers(
     return found
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """Of the channels that are left: the inverse of their covariance, and what a reader's refitted weights make of it.
+class _Problems:
+    """Of the channels that are left: the inverses of their covariances, and what refitted readers make of them.
 
-    Without channels B, those that are left take over what B can be explained by: their weights get
-    W_B (P_BB)⁻¹ P_B, and the covariance's inverse P loses P_B' (P_BB)⁻¹ P_B (Hassibi and Stork 1993).
+    Without channels B, those that are left take over what B can be explained by: their weights get W_B V with
+    V = (P_BB)⁻¹ P_B, and the covariance's inverse P loses P_B' V (Hassibi and Stork 1993). Rows and columns of what is
+    gone become zeros, and are taken out once they are half of all.
     """
 
-    inverse: Tensor
-    moved: Tensor
-
-    @classmethod
-    def of(cls, size: int, places: Tensor, reader: _Reader) -> _Problem:
-        """Put what a reader says of some of a group's channels in their places."""
-        variance = reader.covariance.diagonal()
-        ridge = (_RIDGE * variance.mean()).clamp_min(torch.finfo(torch.float64).tiny)
-        inverse, moved = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
-        inverse[places[:, None], places] = torch.linalg.inv(reader.covariance + torch.diag(ridge.expand(len(variance))))
-        moved[places[:, None], places] = reader.moved
-        return cls(inverse, moved)
+    def __init__(self, size: int, parts: Sequence[tuple[Ids, _Reader]]) -> None:
+        """Put what readers say of some of a group's channels in their places."""
+        self.inverse = torch.eye(size, dtype=torch.float64).repeat(len(parts), 1, 1)
+        self.moved = torch.zeros_like(self.inverse)
+        for number, (places, reader) in enumerate(parts):
+            at = torch.from_numpy(places)
+            ridge = _RIDGE * reader.covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny / _RIDGE)
+            held = reader.covariance + ridge * torch.eye(len(at), dtype=torch.float64)
+            self.inverse[number, at[:, None], at] = torch.linalg.inv(held)
+            self.moved[number, at[:, None], at] = reader.moved
 
     def rises(self) -> Tensor:
         """Return how far outputs move, squared, for each channel, were it the next to go."""
-        return self.moved.diagonal() / self.inverse.diagonal()
+        square = self.moved.diagonal(dim1=1, dim2=2) / self.inverse.diagonal(dim1=1, dim2=2)
+        return square.sum(0)
 
-    def without(self, gone: Tensor, left: Tensor) -> _Problem:
-        """Return the problem of those that are left."""
-        inverse, moved = self.inverse, self.moved
-        over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, left])
-        crossed = moved[left][:, gone] @ over
-        taken = over.T @ moved[gone][:, gone] @ over
-        return _Problem(
-            inverse[left][:, left] - inverse[left][:, gone] @ over, moved[left][:, left] - crossed - crossed.T + taken
-        )
+    def remove(self, gone: Tensor) -> None:
+        """Let those that are left take over from some."""
+        both = gone[:, None], gone
+        over = torch.linalg.inv(self.inverse[:, both[0], both[1]]) @ self.inverse[:, gone]
+        self.inverse.baddbmm_(self.inverse[:, :, gone], over, alpha=-1)
+        half = self.moved[:, :, gone] - over.mT @ self.moved[:, both[0], both[1]] / 2
+        self.moved.baddbmm_(half, over, alpha=-1)
+        self.moved.baddbmm_(over.mT, half.mT, alpha=-1)
+
+    def keep(self, left: Tensor) -> None:
+        """Take out the rows and columns of all but some."""
+        self.inverse, self.moved = (own[:, left][:, :, left] for own in (self.inverse, self.moved))
 
 
-def _eliminated(problems: Sequence[_Problem]) -> Tensor:
+def _eliminated(size: int, parts: Sequence[tuple[Ids, _Reader]]) -> Tensor:
     """Return what each channel of a group costs, (size,), at the moment when it is the least of those that are left."""
-    size = len(problems[0].inverse)
-    costs, alive, top = torch.zeros(size, dtype=torch.float64), torch.arange(size), torch.zeros((), dtype=torch.float64)
-    while len(alive):
-        rises = torch.stack([problem.rises() for problem in problems]).sum(0)
-        order = rises.argsort(stable=True)
-        gone, left = order[: max(1, size // _STEPS)], order[max(1, size // _STEPS) :].sort().values
-        steps = torch.maximum(rises[gone].cummax(0).values, top)
-        costs[alive[gone]], top = steps, steps[-1]
-        if len(left):
-            problems = [problem.without(gone, left) for problem in problems]
-        alive = alive[left]
+    problems = _Problems(size, parts)
+    costs, names, top = torch.zeros(size, dtype=torch.float64), torch.arange(size), torch.zeros((), dtype=torch.float64)
+    alive = torch.ones(size, dtype=torch.bool)
+    for first in range(0, size, step := max(1, size // _STEPS)):
+        rises = torch.where(alive, problems.rises(), torch.inf)
+        gone = rises.argsort(stable=True)[: min(step, size - first)]
+        risen = torch.maximum(rises[gone].cummax(0).values, top)
+        costs[names[gone]], top = risen, risen[-1]
+        alive[gone] = False
+        if not alive.any():
+            break
+        problems.remove(gone)
+        if 2 * int(alive.sum()) <= len(alive):
+            left = alive.nonzero()[:, 0]
+            problems.keep(left)
+            names, alive = names[left], alive[left]
     return costs
