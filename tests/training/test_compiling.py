@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.training import Recipe
+from prunus.training.compiling import compiled
+from prunus.training.hardware import choose_compute
 from tests.training.conftest import make_model
 
 Train = Callable[..., tuple[nn.Module, list[dict[str, Any]]]]
@@ -58,3 +60,22 @@ def without_dropout() -> nn.Module:
 def same(one: nn.Module, other: nn.Module, atol: float = 0.0) -> None:
     for name, tensor in one.state_dict().items():
         assert torch.allclose(tensor.float(), other.state_dict()[name].float(), rtol=0, atol=atol), name
+
+
+@pytest.mark.parametrize(("channels", "is_safe"), [(7, False), (16, True)])
+def test_the_compiler_keeps_to_the_layout_that_is_safe(
+    channels: int, is_safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to itself it lays convolutions out in channels_last, which oneDNN 6035 makes a crash on some processors."""
+    asked: dict[str, Any] = {}
+
+    def compile(function: Callable[[Tensor], Tensor], **how: Any) -> Callable[[Tensor], Tensor]:
+        asked.update(how)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model = nn.Sequential(nn.Conv2d(channels, 4, 1, stride=2), nn.Flatten(), nn.Linear(16, 2))
+    images = torch.zeros(4, channels, 4, 4)
+    compute = choose_compute(model, "float32", torch.device("cpu"), images)
+    assert compiled(model, compute, images) is not model
+    assert asked["options"] == {"layout_optimization": is_safe}
