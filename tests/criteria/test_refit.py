@@ -224,3 +224,41 @@ def test_what_is_not_one_tensor_is_refused() -> None:
         prunus.score(model, graph, "refit_error", calibration=IMAGES)
     with pytest.raises(ConfigError, match="refit_error needs refit_error, which is measured on images"):
         prunus.score(model, graph, "refit_error")
+
+
+class Silent(nn.Module):
+    """Records no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x))
+
+
+def test_a_network_without_gradients_is_refused() -> None:
+    model = double(Silent())
+    graph = trace(model, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="records no gradients; does its forward pass run under"):
+        prunus.score(model, graph, "refit_error", calibration=IMAGES)
+
+
+class Words(nn.Module):
+    """Takes numbers of words, which have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 6)
+        self.hidden, self.fc = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.hidden(self.words(x).mean(1))))
+
+
+def test_inputs_need_no_gradient() -> None:
+    words = torch.randint(7, (20, 4))
+    model = Words().eval()
+    scores = prunus.score(model, trace(model, words[:2]), "refit_error", calibration=words)
+    assert any(len(set(one.tolist())) > 1 for one in scores.values())

@@ -13,6 +13,8 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.members import Members
 from prunus.graph.running import DispatchMode, attention_by_products, restored
 
+_NO_GRADIENTS = "the network records no gradients; does its forward pass run under torch.no_grad()?"
+
 
 def first_order(
     model: nn.Module, graph: ChannelGraph, members: Members, images: Tensor, labels: Tensor
@@ -52,7 +54,7 @@ def sensitivity(model: nn.Module, graph: ChannelGraph, members: Members, images:
     with their weight are left out. A product of matrices takes every row for an image.
 
     Raises:
-        ConfigError: the network returns something else than one tensor of numbers.
+        ConfigError: the network returns something else than one tensor of numbers, or records no gradients.
     """
     tensors = dict(members.tensors)
     wanted = {id(tensors[layer.weight]): layer.weight for layer in graph.layers}
@@ -69,11 +71,12 @@ def sensitivity(model: nn.Module, graph: ChannelGraph, members: Members, images:
                     "refit_error measures how far a network's outputs move, a tensor of numbers, but this one returns "
                     f"{type(output).__name__}; wrap it so that it returns its scores alone, or use another criterion."
                 )
+            if not output.requires_grad:
+                raise ConfigError(_NO_GRADIENTS)
             noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(len(images)))
             with watch:
-                torch.autograd.grad(
-                    (output * noise.to(output)).sum(), [x, *(state[own] for own in wanted)], allow_unused=True
-                )
+                by = [one for one in (x, *(state[own] for own in wanted)) if one.requires_grad]
+                torch.autograd.grad((output * noise.to(output)).sum(), by, allow_unused=True)
     layers = {layer.weight: layer for layer in graph.layers}
     return {name: sums for name, sums in watch.sums.items() if sums.shape[1] == len(layers[name].channels)}
 
@@ -116,5 +119,5 @@ def _loss(output: object, labels: Tensor) -> Tensor:
             f"make no cross-entropy ({error}); labels are class numbers, (N,), int64."
         ) from error
     if not loss.requires_grad:
-        raise ConfigError("the network records no gradients; does its forward pass run under torch.no_grad()?")
+        raise ConfigError(_NO_GRADIENTS)
     return loss
