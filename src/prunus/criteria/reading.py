@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunus.criteria.calibration import ON_IMAGES, ON_LABELS, Calibration, batches_of, missing
 from prunus.criteria.coupled import Consumers, coupled_norms
-from prunus.criteria.refit import refit_errors
+from prunus.criteria.elimination import refit_errors
 from prunus.criteria.values import LayerValues, NormValues
 from prunus.errors import ConfigError, ModelError, TraceError
 from prunus.graph.channels import ChannelGraph, Layer, Norm

@@ -60,7 +60,7 @@ class LayerValues:
             the input's. Their `variance` is there if ``"variance"`` is needed.
         coupled_norm: (C_out,), the L2 norm of all parameter slices that go with the channel, wherever they are.
         refit_error: (C_out,), how far outputs move, squared, without the channel once its readers are refitted
-            (`prunus.criteria.refit`); NaN where nothing reads it.
+            (`prunus.criteria.elimination`); NaN where nothing reads it.
     """
 
     name: str

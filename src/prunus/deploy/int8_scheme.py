@@ -8,7 +8,7 @@ from typing import Any
 
 LARGEST_WEIGHT = 64
 """Of an int8 weight. Two products with the largest activation, 2 · 255 · 64, are just below 2¹⁵: AVX2 adds such pairs
-in 16 bits and cuts off what is more, by which a ResNet-20 with weights up to 127 lost two points of accuracy."""
+in 16 bits and cuts off what is more."""
 
 _QUANTIZED = "_quantized"  # what ONNX Runtime adds to the name of a weight
 

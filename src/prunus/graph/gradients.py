@@ -44,13 +44,15 @@ def first_order(
     return found
 
 
-def sensitivity(model: nn.Module, graph: ChannelGraph, members: Members, images: Tensor) -> dict[str, Tensor]:
+def sensitivity(
+    model: nn.Module, graph: ChannelGraph, members: Members, images: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Return how far the network's outputs move with those of each layer, (2, C_out), by the name of its weight.
 
-    That is the expected square of the gradient of Σ z · v by the layer's output, with z the network's outputs and v
-    normal noise, which is the sum over z of the squared gradients: first of what moves all positions of an image alike,
-    (Σ over positions of the gradient)², then of what moves each for itself, Σ over positions of (the gradient)². Both
-    are summed over images. Layers whose outputs reach those of the network by no convolution or product of matrices
+    That is the square of the gradient of Σ z · v by the layer's output, with z the network's outputs and v normal noise
+    from the generator; it is expected to be the sum over z of squared gradients. First of what moves all positions of
+    an image alike, (Σ over positions of the gradient)², then of what moves each for itself, Σ over positions of (the
+    gradient)². Both are summed over images. Layers whose outputs reach those of the network by no convolution or product of matrices
     with their weight are left out. A product of matrices takes every row for an image.
 
     Raises:
@@ -73,7 +75,7 @@ def sensitivity(model: nn.Module, graph: ChannelGraph, members: Members, images:
                 )
             if not output.requires_grad:
                 raise ConfigError(_NO_GRADIENTS)
-            noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(len(images)))
+            noise = torch.randn(output.shape, generator=generator)
             with watch:
                 by = [one for one in (x, *(state[own] for own in wanted)) if one.requires_grad]
                 torch.autograd.grad((output * noise.to(output)).sum(), by, allow_unused=True)

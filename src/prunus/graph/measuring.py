@@ -72,6 +72,7 @@ def measure(
     members = Members(model)
     rows: dict[str, list[Tensor]] = {}
     moves: dict[str, Tensor] = {}
+    noise = torch.Generator().manual_seed(0)
     count = seen = 0
     for images, labels in batches:
         count += 1
@@ -83,7 +84,7 @@ def measure(
                 rows.setdefault(name, []).append(sums)
         if "refit_error" in needs:
             seen += len(images)
-            for name, sums in sensitivity(model, graph, members, images).items():
+            for name, sums in sensitivity(model, graph, members, images, noise).items():
                 moves[name] = moves.get(name, 0) + sums
     if not count:
         raise TraceError(

@@ -62,7 +62,7 @@ def seen_by_hand(model: nn.Module, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
     handle = layer.register_forward_hook(note)
     out = model(IMAGES)
-    noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(len(out)))
+    noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     (out * noise.double()).sum().backward()
     handle.remove()
     gradient = seen[1].grad
@@ -182,7 +182,7 @@ def test_sensitivity_is_that_of_the_outputs_and_leaves_the_network_alone(kind: s
     make, features = READERS[kind]
     model = double(Read(make(), features))
     graph = trace(model, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64))
-    found = sensitivity(model, graph, Members(model), IMAGES)
+    found = sensitivity(model, graph, Members(model), IMAGES, torch.Generator().manual_seed(0))
     assert all(parameter.grad is None for parameter in model.parameters())
     layers = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "weight")}
     assert set(found) == set(layers)
