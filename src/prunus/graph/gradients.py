@@ -52,8 +52,8 @@ def sensitivity(
     That is the square of the gradient of Σ z · v by the layer's output, with z the network's outputs and v normal noise
     from the generator; it is expected to be the sum over z of squared gradients. First of what moves all positions of
     an image alike, (Σ over positions of the gradient)², then of what moves each for itself, Σ over positions of (the
-    gradient)². Both are summed over images. Layers whose outputs reach those of the network by no convolution or product of matrices
-    with their weight are left out. A product of matrices takes every row for an image.
+    gradient)². Both are summed over images. Layers whose outputs reach those of the network by no convolution or
+    product of matrices with their weight are left out. A product of matrices takes every row for an image.
 
     Raises:
         ConfigError: the network returns something else than one tensor of numbers, or records no gradients.
