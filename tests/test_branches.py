@@ -76,6 +76,18 @@ class Carried(nn.Module):
         return x + self.second(x)
 
 
+class HandedOn(nn.Module):
+    """A depthwise convolution behind two layers: it gives their channels too, but only what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 3, padding=1)
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.deep(self.c(torch.relu(self.a(x)))))
+
+
 INPUTS = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -123,6 +135,10 @@ def test_a_network_without_sums_has_none(name: str) -> None:
 
 def test_a_branch_that_runs_twice_is_none() -> None:
     assert names(classifier(Twice, Deep)) == ["piece.1.b"]
+
+
+def test_a_layer_that_only_hands_channels_on_carries_none() -> None:
+    assert names(classifier(HandedOn)) == []
 
 
 @pytest.mark.parametrize(
