@@ -183,7 +183,7 @@ class Run:
         found = prunus.search_widths(
             self.dense,
             graph,
-            choice.scores(self.dense, graph),
+            choice.scores(self.dense, graph, budget),
             budget,
             self.settings.criterion_images,
             self.settings.normalize(held_out[guides]),

@@ -39,7 +39,8 @@ LOCAL = "local"  # in the place of a normalisation: scores rank within the group
 WAYS = (*(way for way in get_args(Normalize) if way != "latency"), LOCAL)
 
 Row = dict[str, Any]
-Point = tuple[str, str, float]
+Limit = tuple[str, float]  # "macs" or "params", and the share that stays
+Point = tuple[str, str, Limit]
 Figures = dict[str, float]
 
 
@@ -50,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", help="an image archive or folder, or the name of a data set")
     parser.add_argument("--criteria", nargs="+", default=CRITERIA)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="normalisations, and the local scope")
-    parser.add_argument("--macs", nargs="+", type=float, default=(0.5, 0.35), help="fractions of the MACs to keep")
+    parser.add_argument("--macs", nargs="*", type=float, default=(0.5, 0.35), help="fractions of the MACs to keep")
+    parser.add_argument("--params", nargs="*", type=float, default=(), help="fractions of the parameters to keep")
     parser.add_argument("--calibration", type=int, default=512, help="training images that recovery may look at")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that is held out")
-    parser.add_argument("--evaluations", type=int, default=40, help="networks that a search of widths measures")
+    parser.add_argument("--evaluations", type=int, default=40, help="networks a search measures; 0: no searches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "benchmarks" / "allocation.json")
@@ -73,24 +75,25 @@ def measure(arguments: argparse.Namespace) -> None:
     results = earlier(arguments.out, bench.about)
     with Progress(console=Console(stderr=True)) as progress:
         points = [
-            (criterion, way, macs)
+            (criterion, way, (cost, share))
             for way in arguments.ways
             for criterion in arguments.criteria
-            for macs in arguments.macs
+            for cost in ("macs", "params")
+            for share in getattr(arguments, cost)
         ]
         task = progress.add_task("allocations", total=len(points))
-        done = {(row["criterion"], row["normalize"], row["macs"]) for row in results["rows"]}
+        done = {point_of(row) for row in results["rows"]}
         for point in points:
             if point not in done:
                 row = bench.row(*point)
                 results["rows"].append(row)
                 atomic_write_json(arguments.out, results)
                 shown = ", ".join(f"{step} {100 * row[step]['accuracy']:.2f}" for step in STEPS)
-                progress.console.print(f"{' '.join(map(str, point))}: {shown}", soft_wrap=True)
+                progress.console.print(f"{called(point)}: {shown}", soft_wrap=True)
             progress.advance(task)
         for point in most_promising(results["rows"]):
-            if point not in [(row["criterion"], row["normalize"], row["macs"]) for row in results["searches"]]:
-                task = progress.add_task(f"widths for {' '.join(map(str, point))}", total=1.0)
+            if arguments.evaluations and point not in map(point_of, results["searches"]):
+                task = progress.add_task(f"widths for {called(point)}", total=1.0)
                 row = bench.searched(*point, arguments.evaluations, Told(progress, task))
                 results["searches"].append(row)
                 atomic_write_json(arguments.out, results)
@@ -99,12 +102,29 @@ def measure(arguments: argparse.Namespace) -> None:
 def most_promising(rows: Sequence[Row]) -> list[Point]:
     """Return the best criterion of each budget, then the second best, by the accuracy after reconstruction."""
     chosen: list[list[Point]] = []
-    for macs in sorted({row["macs"] for row in rows}, reverse=True):
-        ranking = sorted((row for row in rows if row["macs"] == macs), key=lambda r: -r["reconstructed"]["accuracy"])
+    for limit in sorted({limit_of(row) for row in rows}, key=lambda limit: (limit[0], -limit[1])):
+        ranking = sorted((row for row in rows if limit_of(row) == limit), key=lambda r: -r["reconstructed"]["accuracy"])
         best = {row["criterion"]: row["normalize"] for row in reversed(ranking)}  # its first in the ranking stays
         names = list(dict.fromkeys(row["criterion"] for row in ranking))[:2]
-        chosen.append([(name, best[name], macs) for name in names])
+        chosen.append([(name, best[name], limit) for name in names])
     return [point for place in zip_longest(*chosen) for point in place if point is not None]
+
+
+def limit_of(row: Row) -> Limit:
+    """Return what a row's budget limits, and its share."""
+    cost = "macs" if "macs" in row else "params"
+    return cost, row[cost]
+
+
+def point_of(row: Row) -> Point:
+    """Return the point that a row is of."""
+    return row["criterion"], row["normalize"], limit_of(row)
+
+
+def called(point: Point) -> str:
+    """Write a point."""
+    criterion, way, (cost, share) = point
+    return f"{criterion} {way} {share} of the {cost}"
 
 
 @dataclass(frozen=True)
@@ -176,22 +196,24 @@ class Bench:
         """The network's channel graph."""
         return prunus.trace(self.model, self.calibration[:2])
 
-    def scores(self, criterion: str, way: str) -> dict[str, Tensor]:
+    def scores(self, criterion: str, way: str, limit: Limit) -> dict[str, Tensor]:
         """Score channels by a criterion and a normalisation, for LOCAL the criterion's own."""
         how: Any = None if way == LOCAL else way
-        return prunus.score(self.model, self.graph, criterion, normalize=how, calibration=self.calibration)
+        return prunus.score(
+            self.model, self.graph, criterion, normalize=how, budget=within(limit), calibration=self.calibration
+        )
 
-    def plan(self, criterion: str, way: str, macs: float) -> prunus.PruningPlan:
+    def plan(self, criterion: str, way: str, limit: Limit) -> prunus.PruningPlan:
         """Choose channels by a criterion and a normalisation, or for LOCAL within the groups."""
-        scores, scope = self.scores(criterion, way), LOCAL if way == LOCAL else "global"
-        return prunus.allocate(self.graph, scores, prunus.Budget(macs=macs), scope=scope, criterion=criterion)
+        scores, scope = self.scores(criterion, way, limit), LOCAL if way == LOCAL else "global"
+        return prunus.allocate(self.graph, scores, within(limit), scope=scope, criterion=criterion)
 
-    def row(self, criterion: str, way: str, macs: float) -> Row:
+    def row(self, criterion: str, way: str, limit: Limit) -> Row:
         """Prune once, and measure after every step."""
-        plan = self.plan(criterion, way, macs)
-        return {"criterion": criterion, "normalize": way, "macs": macs, **self.followed(plan)}
+        plan = self.plan(criterion, way, limit)
+        return {"criterion": criterion, "normalize": way, limit[0]: limit[1], **self.followed(plan)}
 
-    def searched(self, criterion: str, way: str, macs: float, evaluations: int, told: Told) -> Row:
+    def searched(self, criterion: str, way: str, limit: Limit, evaluations: int, told: Told) -> Row:
         """Search for widths from those of every way, and measure the best after every step."""
         spread = torch.linspace(
             0, len(self.guide[1]) - 1, min(SEARCH_IMAGES, len(self.guide[1]))
@@ -200,12 +222,12 @@ class Bench:
         found = prunus.search_widths(
             self.model,
             self.graph,
-            self.scores(criterion, way),
-            prunus.Budget(macs=macs),
+            self.scores(criterion, way, limit),
+            within(limit),
             self.calibration,
             images,
             labels,
-            starts=[self.plan(criterion, other, macs) for other in WAYS],
+            starts=[self.plan(criterion, other, limit) for other in WAYS],
             evaluations=evaluations,
             criterion=criterion,
             seed=self.about["seed"],
@@ -215,7 +237,7 @@ class Bench:
         return {
             "criterion": criterion,
             "normalize": way,
-            "macs": macs,
+            limit[0]: limit[1],
             "images": len(labels),
             "networks": len(found.trials),
             "starts": len(starts),
@@ -242,6 +264,11 @@ class Bench:
         yield "removed", small
         yield "recalibrated", prunus.recalibrate(small, self.calibration)
         yield "reconstructed", prunus.reconstruct(self.model, small, self.graph, plan, self.calibration)[0]
+
+
+def within(limit: Limit) -> prunus.Budget:
+    """Return the budget of a limit."""
+    return prunus.Budget(**{limit[0]: limit[1]})
 
 
 def figures(model: nn.Module, examples: tuple[Tensor, Tensor]) -> Figures:

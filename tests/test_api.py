@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 import prunus
 from prunus import api
 from prunus.cost import count_cost, predict_cost
+from prunus.criteria import LayerValues
 from prunus.errors import BudgetError, ConfigError
 from prunus.graph.ignore import with_outputs, without
 from prunus.models import build_model
@@ -54,6 +55,24 @@ def test_half_the_macs_in_three_lines(name: str) -> None:
     assert result.verification.passed and result.verification.max_relative_error < 1e-12
     assert type(result.model) is type(model) and result.model(X).shape == model(X).shape
     assert count_cost(model, X) == dense, "the original is untouched"
+
+
+def test_scores_per_cost_are_per_what_the_budget_limits() -> None:
+    """All channels are worth the same: those go that save most, of parameters deep in the network, of MACs early."""
+    torch.manual_seed(0)
+    model = build_model("resnet8")
+
+    def equal(layer: LayerValues) -> Tensor:
+        return torch.ones(len(layer.weight))
+
+    def left(**limit: float) -> tuple[float, float]:
+        images, budget = torch.zeros(2, 3, 32, 32), prunus.Budget(**limit)
+        small = count_cost(prunus.prune(model, images, criterion=equal, normalize="cost", budget=budget).model, images)
+        dense = count_cost(model, images)
+        return small.macs / dense.macs, small.params / dense.params
+
+    macs, params = left(macs=0.5), left(params=0.5)
+    assert macs[0] <= 0.5 < macs[1] and params[1] <= 0.5 < params[0]
 
 
 def test_a_ratio_prunes_every_group(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "budget": COSTED,
     "graph": BASE,
     "cost": TRACED,
-    "criteria": TRACED,
+    "criteria": COSTED | {"budget"},  # a score may be one per cost, of what the budget limits
     "plan": SCORED,
     "ladders": SCORED,  # what the allocation climbs down
     "allocation": SCORED | {"plan", "ladders"},

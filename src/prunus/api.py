@@ -125,7 +125,7 @@ def prune(
             raise BudgetError(
                 f"nothing of this network can be pruned ({reasons or 'it has no layer whose outputs may go'})."
             )
-        scores = score(model, graph, criterion, calibration=calibration, seed=seed, **options)
+        scores = score(model, graph, criterion, budget=chosen, calibration=calibration, seed=seed, **options)
         plan = allocate(
             graph,
             scores,

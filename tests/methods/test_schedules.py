@@ -11,8 +11,9 @@ import torch
 from tests.silenced import randomise
 from torch import nn
 
-from prunus.allocation import Budget
+from prunus.allocation import Budget, allocate
 from prunus.cost import count_cost
+from prunus.criteria import score
 from prunus.errors import BudgetError, VerificationError
 from prunus.graph.channels import ChannelGraph
 from prunus.graph.trace import trace
@@ -40,6 +41,16 @@ def test_one_shot_removes_to_the_budget_and_proves_it() -> None:
     assert [v.passed for v in removal.verifications] == [True]
     removal.check()
     assert count_cost(model, INPUTS) == dense, "the original was changed"
+
+
+def test_scores_per_cost_are_per_what_the_budget_limits() -> None:
+    model, budget = network(), Budget(params=0.5)
+    graph = trace(model, INPUTS)
+    choice = dataclasses.replace(CHOICE, normalize="cost")
+    scores = score(model, graph, "l1_norm", normalize="cost", budget=budget)
+    assert choice.plan(model, graph, budget).groups == allocate(graph, scores, budget).groups
+    per_mac = score(model, graph, "l1_norm", normalize="cost")
+    assert choice.plan(model, graph, budget).groups != allocate(graph, per_mac, budget).groups
 
 
 def test_rounds_approach_the_budget_and_the_plan_has_the_first_networks_indices() -> None:

@@ -108,8 +108,8 @@ class PruningFields(BaseModel):
         None,
         "Pruning",
         "HOW",
-        "How layers compare: none, mean, max, gaussian, size, cost (per MAC saved) or latency (per time saved, with "
-        "--latency). [default: the criterion's own]",
+        "How layers compare: none, mean, max, gaussian, size, cost (per what is saved of what the budget limits: MACs, "
+        "parameters, bytes or time) or latency (per time saved). [default: the criterion's own]",
         "mean",
     )
     recover: Steps = flag(

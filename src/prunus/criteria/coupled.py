@@ -48,6 +48,24 @@ def saved_macs(graph: ChannelGraph) -> Floats:
     return saved
 
 
+def saved_params(graph: ChannelGraph) -> Floats:
+    """Return how many parameters the removal of each coupled channel alone saves, (channel_count,)."""
+    saved = np.zeros(graph.channel_count)
+    for tensor in graph.tensors.values():
+        if tensor.is_parameter:
+            saved += _elements(tensor, graph.channel_count)
+    return saved
+
+
+def saved_bytes(graph: ChannelGraph) -> Floats:
+    """Return how many bytes of a file the removal of each coupled channel alone saves, (channel_count,)."""
+    saved = np.zeros(graph.channel_count)
+    for tensor in graph.tensors.values():
+        if tensor.is_saved:
+            saved += _elements(tensor, graph.channel_count) * tensor.dtype.itemsize
+    return saved
+
+
 def saved_time(graph: ChannelGraph) -> Floats:
     """Return how many picoseconds the removal of each coupled channel alone saves, (channel_count,); see LayerTime."""
     saved = np.zeros(graph.channel_count)

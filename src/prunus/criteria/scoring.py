@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from prunus.budget import Budget
+from prunus.cost import predict_cost
 from prunus.criteria.calibration import Calibration
-from prunus.criteria.coupled import saved_macs, saved_time
+from prunus.criteria.coupled import saved_bytes, saved_macs, saved_params, saved_time
 from prunus.criteria.normalising import Scores, normalized
 from prunus.criteria.reading import Scratch, layers_of
 from prunus.criteria.registry import (
@@ -29,6 +31,8 @@ from prunus.criteria.values import Criterion, LayerValues
 from prunus.errors import ConfigError
 from prunus.graph.channels import ChannelGraph
 
+_SAVED = {"macs": saved_macs, "params": saved_params, "size_bytes": saved_bytes, "latency_ps": saved_time}
+
 
 def score(
     model: nn.Module,
@@ -37,6 +41,7 @@ def score(
     *,
     reduce: Reduce | None = None,
     normalize: Normalize | None = None,
+    budget: Budget | None = None,
     calibration: Calibration | None = None,
     needs: Collection[str] | None = None,
     seed: int = 0,
@@ -52,12 +57,14 @@ def score(
             depthwise one behind it) join: ``"mean"``, ``"max"``, ``"min"``, ``"sum"`` or ``"first"``. By default the
             mean, and for the criterion random the first.
         normalize: how a layer's scores are made to compare with another's. They are divided by the layer's ``"mean"``
-            or ``"max"``; or by the number of weights and biases that each of its filters has (``"size"``); or by the
-            MACs that removing the coupled channel alone saves, everywhere (``"cost"``), or by the time, where the graph
-            has times (``"latency"``); or the layer's mean is taken away and the rest divided by its standard deviation
-            (``"gaussian"``); or they stay as they are (``"none"``).
+            or ``"max"``; or by the number of weights and biases that each of its filters has (``"size"``); or by what
+            removing the coupled channel alone saves, everywhere, of what `budget` limits (``"cost"``), or of the time,
+            where the graph has times (``"latency"``); or the layer's mean is taken away and the rest divided by its
+            standard deviation (``"gaussian"``); or they stay as they are (``"none"``).
             By default the mean, none for the criteria random, taylor and
             delivered_energy, and the cost for refit_error.
+        budget: what the scores are for. Costs are those that it limits most tightly: MACs, parameters, bytes of a file,
+            or time; MACs where there is no budget, or one of channels alone.
         calibration: what to measure on, for the criteria that look at more than weights: images, (N, C, H, W) as the
             model takes them, or an iterable of batches; for taylor, an iterable of (images, labels) pairs, labels as
             cross-entropy takes them. Only what the criterion needs is measured; the model runs in evaluation mode.
@@ -89,7 +96,7 @@ def score(
     elif not name and not fields and calibration is not None:
         fields |= {"zero_fraction"}
     called = name or getattr(criterion, "__name__", "the criterion")
-    savings = _savings(graph, normalize)
+    savings = _savings(graph, normalize, budget)
     for layer, values in layers_of(model, graph, calibration, fields, called, scratch):
         saved = None if savings is None else savings[layer.channels]
         found.add(layer.channels, normalized(_checked(function(values), values), normalize, values, saved))
@@ -104,15 +111,26 @@ def score(
     return {group.name: torch.from_numpy(scores[group.channels]) for group in graph.groups}
 
 
-def _savings(graph: ChannelGraph, normalize: Normalize) -> Scores | None:
+def _savings(graph: ChannelGraph, normalize: Normalize, budget: Budget | None) -> Scores | None:
     """Return what each channel's removal saves, and 0 for what is always kept, where scores are divided by it."""
-    if normalize == "latency" and not graph.times:
+    if normalize not in ("cost", "latency"):
+        return None
+    limited = "latency_ps" if normalize == "latency" else _tightest(graph, budget)
+    if limited == "latency_ps" and not graph.times:
         raise ConfigError(
             "normalize is 'latency', and what the layers take is not known: measure it first, "
             "graph = graph.with_times(prunus.measure_times(model, graph, example_inputs).times)."
         )
-    saved = {"cost": saved_macs, "latency": saved_time}.get(normalize)
-    return None if saved is None else np.append(saved(graph), 0)
+    return np.append(_SAVED[limited](graph), 0)
+
+
+def _tightest(graph: ChannelGraph, budget: Budget | None) -> str:
+    """Return the cost of which a budget leaves the smallest share; MACs where none is known that it limits."""
+    dense = predict_cost(graph, graph.keep_all())
+    limits = {} if budget is None else budget.limits(dense)
+    if not graph.times:
+        limits.pop("latency_ps", None)  # `allocate` says what is missing
+    return min(limits, key=lambda name: limits[name] / max(getattr(dense, name), 1), default="macs")
 
 
 def _checked(result: object, values: LayerValues) -> Scores:

@@ -37,13 +37,14 @@ class Choice:
     calibration: Calibration | None = None
     seen: Callable[[Mapping[str, Tensor]], None] | None = None
 
-    def scores(self, model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
-        """Score the channels of `model`, by its weights and statistics as they are now."""
+    def scores(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> dict[str, Tensor]:
+        """Score the channels of `model` for a budget, by its weights and statistics as they are now."""
         scores = score(
             model,
             graph,
             self.criterion,
             normalize=self.normalize,
+            budget=budget,
             calibration=self.calibration,
             seed=self.seed,
             **self.options,
@@ -64,7 +65,7 @@ class Choice:
         Raises:
             BudgetError: the budget cannot be reached.
         """
-        scores = self.scores(model, graph)
+        scores = self.scores(model, graph, budget)
         plan = allocate(
             graph,
             scores if alive is None else _with_the_dead_last(scores, graph, alive),

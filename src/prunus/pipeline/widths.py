@@ -38,7 +38,7 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
         found = search_widths(
             dense.to(run.device),
             graph,
-            choice.scores(dense, graph),
+            choice.scores(dense, graph, budget),
             budget,
             run.calibration().to(run.device),
             run.normalize(held_out[chosen]),
