@@ -154,6 +154,7 @@ def earlier(path: Path, about: Row) -> Row:
 
 
 SEARCH_IMAGES = 1000  # of the guiding half, for every network of a search
+REFITTED = 256  # calibration images, for every network of a search
 STEPS = ("removed", "recalibrated", "reconstructed")
 
 
@@ -224,9 +225,10 @@ class Bench:
             self.graph,
             self.scores(criterion, way, limit),
             within(limit),
-            self.calibration,
+            self.calibration[:: max(1, len(self.calibration) // REFITTED)],
             images,
             labels,
+            recover="reconstruct",
             starts=[self.plan(criterion, other, limit) for other in WAYS],
             evaluations=evaluations,
             criterion=criterion,
@@ -238,6 +240,7 @@ class Bench:
             "criterion": criterion,
             "normalize": way,
             limit[0]: limit[1],
+            "recover": "reconstruct",
             "images": len(labels),
             "networks": len(found.trials),
             "starts": len(starts),

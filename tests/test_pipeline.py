@@ -300,7 +300,11 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
     plan = PruningPlan.from_json(out / "plan.json")
     assert [len(group.keep) for group in plan.groups] == best["widths"]
     assert plan.criterion == "channel_sparsity" and plan.after.size_bytes <= LIMIT
-    assert f"search     {len(found)} networks: recalibrated" in said
+    assert f"search     {len(found)} networks: refitted" in said
+    other, said = compress(tmp_path / "b", **settings, recover="recalibrate")
+    first = read_json(other / "width_search.json")["trials"][0]
+    assert "networks: recalibrated, the global ranking" in said
+    assert first["widths"] == found[0]["widths"] and first["loss"] != found[0]["loss"]
     names = [group.name for group in plan.groups]
     assert set(names) <= set(read_json(out / "width_search.json")["groups"])
     page = (out / "report.html").read_text()

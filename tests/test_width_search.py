@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,23 @@ def test_the_best_trial_is_the_plan_and_no_start_is_better(small: Setting) -> No
     assert len(found.trials) == 15 == len({trial.widths for trial in found.trials}), "no widths are measured twice"
 
 
-def test_a_trial_is_the_recalibrated_network_on_the_held_out_images(small: Setting) -> None:
+def recalibrated(setting: Setting, plan: prunus.PruningPlan) -> nn.Module:
+    return prunus.recalibrate(prunus.remove(setting.model, setting.graph, plan), setting.calibration)
+
+
+def refitted(setting: Setting, plan: prunus.PruningPlan) -> nn.Module:
+    removed = prunus.remove(setting.model, setting.graph, plan)
+    how: dict[str, Any] = {"ridge": 1e-3, "max_positions": 5000}
+    return prunus.reconstruct(setting.model, removed, setting.graph, plan, setting.calibration, **how)[0]
+
+
+@pytest.mark.parametrize(("recover", "repaired"), [("recalibrate", recalibrated), ("reconstruct", refitted)])
+def test_a_trial_is_the_repaired_network_on_the_held_out_images(
+    small: Setting, recover: str, repaired: Callable[[Setting, prunus.PruningPlan], nn.Module]
+) -> None:
     before = copy.deepcopy(small.model.state_dict())
-    found = small.search(evaluations=12)
-    network = prunus.recalibrate(prunus.remove(small.model, small.graph, found.plan), small.calibration)
+    found = small.search(evaluations=12, recover=recover)
+    network = repaired(small, found.plan)
     with torch.no_grad():
         logits = network.eval()(small.images)
     assert found.best.loss == pytest.approx(float(nn.functional.cross_entropy(logits, small.labels)), rel=1e-5)
@@ -198,7 +212,8 @@ def test_a_network_whose_loss_is_no_number_comes_last(small: Setting) -> None:
 def test_a_state_of_another_search_is_refused(small: Setting, tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     small.search(evaluations=2, state_file=file)
-    for changes in ({"seed": 1}, {"labels": small.labels.flip(0)}, {"round_to": 2}, {"images": small.images + 1}):
+    others = ({"labels": small.labels.flip(0)}, {"images": small.images + 1})
+    for changes in ({"seed": 1}, {"round_to": 2}, {"recover": "reconstruct"}, *others):
         with pytest.raises(FileFormatError, match=r"is of another network, other images or other settings; delete"):
             small.search(evaluations=3, state_file=file, **changes)
     for text in (file.read_text()[:-20], "{}", file.read_text().replace('"accuracy": ', '"accuracy": 7')):
@@ -220,6 +235,7 @@ def test_a_state_of_another_search_is_refused(small: Setting, tmp_path: Path) ->
         ({"evaluations": 3, "calibration": iter([])}, ConfigError, "gone through only once"),
         ({"evaluations": 3, "scores": {}}, PlanError, "there are no scores for the group"),
         ({"evaluations": 3, "round_to": 0}, ConfigError, "round_to is 0"),
+        ({"evaluations": 3, "recover": "train"}, ConfigError, "recover is 'train'; it is one of recalibrate, reconst"),
         ({"evaluations": 3, "budget": Budget(macs=1)}, BudgetError, "is not reachable"),
     ],
 )

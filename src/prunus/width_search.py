@@ -1,4 +1,4 @@
-"""A search for the widths within a budget whose network, recalibrated, does best on held-out images."""
+"""A search for the widths within a budget whose network, repaired, does best on held-out images."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from prunus.files import atomic_write_text, read_bytes
 from prunus.graph.channels import ChannelGraph
 from prunus.plan import PruningPlan
 from prunus.recovery.batches import Batches, device_of
-from prunus.recovery.recalibration import recalibrate
+from prunus.recovery.steps import Repair, check_repair, repaired
 from prunus.surgery import remove
 from prunus.training.evaluate import evaluate
 
 _ELITE = 5  # so many of the best so far are changed further, the very best as often as all of them together
 _SPREAD = 0.3  # of a changed width's logarithm: by a third up or down, as a rule
+_REFIT = {"ridge": 1e-3, "max_positions": 5000}  # a trial's: rougher and quicker than what follows the search
 _TRIES = 100  # to find widths that were not measured yet; the spread grows meanwhile
 
 Widths = tuple[int, ...]
@@ -40,7 +41,7 @@ class WidthTrial(BaseModel):
     """One network that was measured.
 
     `widths` says how many channels each group keeps, in the order of the graph's groups; `loss` is the mean
-    cross-entropy and `accuracy` the share named right, in [0, 1], on the held-out images after recalibration. `parent`
+    cross-entropy and `accuracy` the share named right, in [0, 1], on the held-out images after the repair. `parent`
     is the number of the trial whose widths were changed, None for a starting point.
     """
 
@@ -80,6 +81,7 @@ def search_widths(
     images: Tensor,
     labels: Tensor,
     *,
+    recover: Repair = "recalibrate",
     starts: Iterable[PruningPlan] = (),
     seconds: float | None = None,
     evaluations: int | None = None,
@@ -93,12 +95,14 @@ def search_widths(
 ) -> WidthSearch:
     """Search how many channels each group keeps, so that the network within the budget loses least accuracy.
 
-    The scores say which channels of a group stay, the search how many. A trial removes channels, recalibrates BatchNorm
-    and measures the cross-entropy on held-out images, which is smoother than the accuracy. First come the widths of the
-    global ranking and of `starts`. Then those of one of the best networks so far are changed: some groups' by random
-    factors, and all together up or down to the budget, as `prunus.allocate` does it with `widths`. So every trial is
-    within the budget and no smaller than it has to be. No widths are measured twice, and the search ends when it finds
-    no others. The candidates depend on the seed and on the trials before alone; time only decides how many there are.
+    The scores say which channels of a group stay, the search how many. A trial removes channels, repairs what is left
+    and measures the cross-entropy on held-out images, which is smoother than the accuracy. It should be the repair that
+    is going to follow: what is best recalibrated need not be best once its layers are refitted. First come the widths
+    of the global ranking and of `starts`. Then those of one of the best networks so far are changed: some groups' by
+    random factors, and all together up or down to the budget, as `prunus.allocate` does it with `widths`. So every
+    trial is within the budget and no smaller than it has to be. No widths are measured twice, and the search ends when
+    it finds no others. The candidates depend on the seed and on the trials before alone; time only decides how many
+    there are.
 
     An evolutionary search in the manner of MetaPruning (Liu 2019, arXiv:1903.10258) and, for judging candidates after
     recalibration, of EagleEye (Li 2020, arXiv:2007.02491).
@@ -108,10 +112,12 @@ def search_widths(
         graph: its channel graph.
         scores: one finite number a channel for every group, as `prunus.score` returns.
         budget: what the network may cost.
-        calibration: what BatchNorm is recalibrated on, see `prunus.recalibrate`; a few hundred training images.
+        calibration: what a trial is repaired on; a few hundred training images.
         images: images of every class that the network was not trained on, (N, C, H, W) as it takes them; a thousand or
             more. Not those of the test.
         labels: their classes, int64 (N,).
+        recover: ``"recalibrate"`` (`prunus.recalibrate`) or ``"reconstruct"`` (`prunus.reconstruct`, with few positions
+            and one ridge), which takes several times as long.
         starts: plans whose widths are tried as well, such as those of other normalisations.
         seconds: stop once so much time has been spent, that of earlier calls with this `state_file` included.
         evaluations: stop after so many trials. The starting points are always measured, and count.
@@ -135,10 +141,12 @@ def search_widths(
     _check_examples(images, labels)
     settings = {"min_channels": min_channels, "round_to": round_to, "header_bytes": header_bytes}
     space = _Space(graph, scores, budget, {**settings, "criterion": criterion}, starts)
-    judge = _Judge(model, graph, Batches(calibration, device_of(model)), images, labels)
+    check_repair(recover)
+    judge = _Judge(model, graph, Batches(calibration, device_of(model)), recover, images, labels)
     mark = ""
     if state_file is not None:
-        asked = {**settings, "budget": budget.to_dict(), "seed": seed, "starts": [*map(space.widths, space.starts)]}
+        tried = [*map(space.widths, space.starts)]
+        asked = {**settings, "recover": recover, "budget": budget.to_dict(), "seed": seed, "starts": tried}
         mark = _fingerprint(judge, scores, asked)
     state = _State.read(state_file, mark, tuple(group.name for group in graph.groups))
     trials, earlier = list(state.trials[:evaluations]), time.monotonic() - state.seconds
@@ -244,12 +252,14 @@ class _Judge:
     model: nn.Module
     graph: ChannelGraph
     calibration: Batches
+    recover: Repair
     images: Tensor
     labels: Tensor
 
     def measure(self, plan: PruningPlan) -> tuple[float, float]:
         """Return the loss and the accuracy after recalibration; where the loss is not finite, the largest number."""
-        small = recalibrate(remove(self.model, self.graph, plan), self.calibration)
+        small = remove(self.model, self.graph, plan)
+        small = repaired(self.model, small, self.graph, plan, self.calibration, self.recover, **_REFIT)
         found = evaluate(small, self.images, self.labels, normalize=nn.Identity(), device=self.calibration.device)
         return found["loss"] if math.isfinite(found["loss"]) else sys.float_info.max, found["accuracy"]
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,12 @@ from prunus.errors import ConfigError
 from prunus.graph.channels import ChannelGraph
 from prunus.methods.choice import Choice
 from prunus.plan import PruningPlan
-from prunus.recovery import recalibrate, reconstruct
+from prunus.recovery import Repair, check_repair, repaired
 from prunus.surgery import remove
 from prunus.training import evaluate
 
 Grid = Mapping[str, Sequence[Any]]
 """Values to try for each option; every combination of them is a point."""
-
-Recovery = Literal["recalibrate", "reconstruct"]
 
 GRIDS: dict[str, tuple[Grid, ...]] = {
     "channel_sparsity": (
@@ -75,7 +73,7 @@ def choose_options(
     *,
     calibration: Calibration,
     held_out: tuple[Tensor, Tensor],
-    recover: Recovery = "recalibrate",
+    recover: Repair = "recalibrate",
     normalize: Normalize | None = None,
     scope: Scope = "global",
     min_channels: int | None = None,
@@ -113,7 +111,7 @@ def choose_options(
         BudgetError: the budget cannot be reached.
     """
     points = _points(criterion, grid)
-    _check_recovery(recover)
+    check_repair(recover)
     _check_held_out(held_out)
     batches = calibration if isinstance(calibration, Tensor) else list(calibration)
     images = [batch for batch, _ in batches_of(batches, torch.device("cpu"), (), "choose_options")]
@@ -134,13 +132,13 @@ def _evaluated(
     model: nn.Module,
     graph: ChannelGraph,
     plan: PruningPlan,
-    recover: Recovery,
+    recover: Repair,
     images: list[Tensor],
     held_out: tuple[Tensor, Tensor],
 ) -> dict[str, float]:
     """Return the held-out accuracy and loss of the smaller network, recovered."""
     small = remove(model, graph, plan)
-    made = recalibrate(small, images) if recover == "recalibrate" else reconstruct(model, small, graph, plan, images)[0]
+    made = repaired(model, small, graph, plan, images, recover)
     device = next((tensor.device for tensor in made.parameters()), torch.device("cpu"))
     return evaluate(made, *held_out, normalize=lambda batch: batch, device=device)
 
@@ -175,11 +173,6 @@ def _combinations(grid: Grid) -> Iterator[dict[str, Any]]:
             )
     for chosen in itertools.product(*grid.values()):
         yield dict(zip(grid, chosen, strict=True))
-
-
-def _check_recovery(recover: str) -> None:
-    if recover not in get_args(Recovery):
-        raise ConfigError(f"recover is {recover!r}; it is one of {', '.join(get_args(Recovery))}.")
 
 
 def _check_held_out(held_out: tuple[Tensor, Tensor]) -> None:

@@ -66,6 +66,7 @@ def _tried(run: Run, model: nn.Module, graph: ChannelGraph, budget: Budget, sett
             settings.criterion,
             calibration=run.calibration().split(_BATCH),
             held_out=(run.normalize(held_out[spread]), run.split.val_labels[spread]),
+            normalize=settings.normalize,
             scope=settings.scope,
             min_channels=settings.min_channels,
             round_to=settings.round_to,

@@ -17,9 +17,12 @@ from prunus.graph.channels import ChannelGraph
 from prunus.methods import Choice
 from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
+from prunus.recovery import Repair
 from prunus.width_search import WidthTrial, search_widths
 
+_DONE: dict[Repair, str] = {"recalibrate": "recalibrated", "reconstruct": "refitted"}
 _GUIDES = 1000  # held-out images at most that a trial is measured on
+_REFITTED = 256  # training images at most that a trial's layers are refitted on
 
 
 def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choice, budget: Budget) -> PruningPlan:
@@ -34,15 +37,19 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
     starts += [dataclasses.replace(unseen, normalize=normalize) for normalize in known]
     held_out = run.split.val_images
     chosen = torch.linspace(0, len(held_out) - 1, min(_GUIDES, len(held_out))).long()
+    calibration, recover = run.calibration(), _repair(run)
+    if recover == "reconstruct":
+        calibration = calibration[torch.linspace(0, len(calibration) - 1, min(_REFITTED, len(calibration))).long()]
     with _Display(run.stopping.check) as display:
         found = search_widths(
             dense.to(run.device),
             graph,
             choice.scores(dense, graph, budget),
             budget,
-            run.calibration().to(run.device),
+            calibration.to(run.device),
             run.normalize(held_out[chosen]),
             run.split.val_labels[chosen],
+            recover=recover,
             starts=[start.plan(dense, graph, budget) for start in starts],
             seconds=60 * run.config.search_minutes,
             min_channels=choice.min_channels,
@@ -56,10 +63,15 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
     dense.cpu()
     first, best = found.trials[0], found.best
     run.say(
-        f"search     {len(found.trials)} networks: recalibrated, the global ranking has {first.accuracy:.2%} on "
+        f"search     {len(found.trials)} networks: {_DONE[recover]}, the global ranking has {first.accuracy:.2%} on "
         f"held-out images, the best {best.accuracy:.2%}"
     )
     return found.plan
+
+
+def _repair(run: Run) -> Repair:
+    """Return what a trial is judged after: the step that follows the search, as far as it is one of these."""
+    return "reconstruct" if "reconstruct" in run.config.recovery_steps else "recalibrate"
 
 
 class _Display:

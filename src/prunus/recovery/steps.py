@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ STEPS = ("compensate", "reconstruct", "recalibrate")
 
 Weights are refitted from where constants have brought them, and statistics are those of the weights as they are then.
 """
+
+Repair = Literal["recalibrate", "reconstruct"]
+"""The step that comes before a candidate is judged."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,27 @@ def recover(
         else:
             pruned = recalibrate(pruned, batches)
         yield Recovered(step, pruned, report)
+
+
+def check_repair(how: str) -> None:
+    """Raise a ConfigError unless it is one of Repair."""
+    if how not in get_args(Repair):
+        raise ConfigError(f"recover is {how!r}; it is one of {', '.join(get_args(Repair))}.")
+
+
+def repaired(
+    model: nn.Module,
+    pruned: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    batches: Tensor | Iterable[Tensor],
+    how: Repair,
+    **options: Any,
+) -> nn.Module:
+    """Return what a candidate is judged by: the pruned network after one step; `options` are those of `reconstruct`."""
+    if how == "recalibrate":
+        return recalibrate(pruned, batches)
+    return reconstruct(model, pruned, graph, plan, batches, **options)[0]
 
 
 def even_batches(images: Tensor, size: int) -> list[Tensor]:

@@ -33,8 +33,8 @@ def trials_words(found: WidthTrials) -> str:
     count = len(found.trials)
     networks = f"{count} network{'s' if count > 1 else ''} within the budget{took}"
     return (
-        f"{networks}, each recalibrated and measured on held-out images. The global ranking, which is the first, has "
-        f"{first}; number {best + 1} has the least loss, and {last}"
+        f"{networks}, each repaired without training and measured on held-out images. The global ranking, which is the "
+        f"first, has {first}; number {best + 1} has the least loss, and {last}"
     )
 
 
