@@ -143,6 +143,11 @@ def test_the_benchmark_runs_from_end_to_end_and_goes_on(tmp_path: Path) -> None:
     then = json.loads(out.read_text())
     assert then["rows"][0] == first["rows"][0] and [row["normalize"] for row in then["rows"]] == ["mean", "local"]
     assert then["searches"][0]["networks"] >= 4
+    more = [*command, "--ways", "mean", "--params", "0.7", "--evaluations", "0"]
+    assert subprocess.run(more, capture_output=True).returncode == 0
+    last = json.loads(out.read_text())
+    assert last["searches"] == then["searches"] and last["rows"][:2] == then["rows"]
+    assert [(row["normalize"], row["params"]) for row in last["rows"][2:]] == [("mean", 0.7)]
     assert str(tmp_path) not in out.read_text()
     other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)
     assert other.returncode == 2 and "was measured with" in other.stderr
