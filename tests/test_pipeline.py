@@ -371,11 +371,13 @@ def test_sparse_training_comes_before_the_removal_and_has_rows_and_a_chart_of_it
     assert 'id="chart-sparsity"' not in (plain / "report.html").read_text()
 
 
+@pytest.mark.parametrize("normalize", [None, "max", "cost"])
 def test_calibrated_options_are_the_best_of_the_table_and_are_used(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalize: str | None
 ) -> None:
     monkeypatch.setitem(calibrated.GRIDS, "channel_sparsity", ({"degree": ("activation",), "lam": (0.0, 2.0)},))
-    settings = {"checkpoint": finished / "dense.safetensors", "calibrate_options": True, "finetune_epochs": 0}
+    settings: dict[str, Any] = {"checkpoint": finished / "dense.safetensors", "finetune_epochs": 0}
+    settings |= {"calibrate_options": True, "normalize": normalize}
     out, said = compress(tmp_path / "a", **settings)
     table = read_json(out / "options.json")
     best = max(table["ranking"], key=lambda row: row["accuracy"])
