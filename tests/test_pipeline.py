@@ -280,7 +280,13 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
         "search_minutes": 1e-6,
         "finetune_epochs": 0,
     }
-    shown = []
+    shown, judged_after = [], []
+
+    def watched(*arguments: Any, **options: Any) -> prunus.WidthSearch:
+        judged_after.append(options.get("recover", "nothing"))
+        return prunus.search_widths(*arguments, **options)
+
+    monkeypatch.setattr(widths, "search_widths", watched)
 
     def stopped(self: object, done: float, best: object) -> None:
         shown.append(done)
@@ -305,6 +311,7 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
     first = read_json(other / "width_search.json")["trials"][0]
     assert "networks: recalibrated, the global ranking" in said
     assert first["widths"] == found[0]["widths"] and first["loss"] != found[0]["loss"]
+    assert judged_after == ["reconstruct", "reconstruct", "recalibrate"]
     names = [group.name for group in plan.groups]
     assert set(names) <= set(read_json(out / "width_search.json")["groups"])
     page = (out / "report.html").read_text()
