@@ -23,9 +23,9 @@ from prunus.data import load_data, normalize
 from prunus.errors import BudgetError, ConfigError, FileFormatError, ModelError, RunError, VerificationError
 from prunus.files import load_tensors, read_json, save_tensors
 from prunus.graph.trace import trace
-from prunus.methods import calibrated, schedules
+from prunus.methods import Choice, calibrated, schedules
 from prunus.models import build_model
-from prunus.pipeline import widths
+from prunus.pipeline import options, widths
 from prunus.pipeline.run import prepare
 from prunus.pipeline.run_folder import RunFolder
 from prunus.pipeline.search import rounds_epochs
@@ -280,13 +280,19 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
         "search_minutes": 1e-6,
         "finetune_epochs": 0,
     }
-    shown, judged_after = [], []
+    shown, judged_after, scored = [], [], []
+    scores_each = Choice.scores_each
+
+    def counted(self: Choice, *arguments: Any) -> Any:
+        scored.append(self.criterion)
+        return scores_each(self, *arguments)
 
     def watched(*arguments: Any, **options: Any) -> prunus.WidthSearch:
         judged_after.append(options.get("recover", "nothing"))
         return prunus.search_widths(*arguments, **options)
 
     monkeypatch.setattr(widths, "search_widths", watched)
+    monkeypatch.setattr(Choice, "scores_each", counted)
 
     def stopped(self: object, done: float, best: object) -> None:
         shown.append(done)
@@ -312,6 +318,7 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
     assert "networks: recalibrated, the global ranking" in said
     assert first["widths"] == found[0]["widths"] and first["loss"] != found[0]["loss"]
     assert judged_after == ["reconstruct", "reconstruct", "recalibrate"]
+    assert len(scored) == 2 + 3, "before a run trains, and once a search, however many normalisations that starts from"
     names = [group.name for group in plan.groups]
     assert set(names) <= set(read_json(out / "width_search.json")["groups"])
     page = (out / "report.html").read_text()
@@ -378,18 +385,43 @@ def test_sparse_training_comes_before_the_removal_and_has_rows_and_a_chart_of_it
     assert 'id="chart-sparsity"' not in (plain / "report.html").read_text()
 
 
-@pytest.mark.parametrize("normalize", [None, "max", "cost"])
+@pytest.mark.parametrize(
+    ("normalize", "recover", "judged_after", "refitted_on"),
+    [
+        (None, "reconstruct", "reconstruct", 256),
+        ("max", "compensate,recalibrate", "recalibrate", 1024),
+        ("cost", "none", "recalibrate", 1024),
+    ],
+)
 def test_calibrated_options_are_the_best_of_the_table_and_are_used(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalize: str | None
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    normalize: str | None,
+    recover: str,
+    judged_after: str,
+    refitted_on: int,
 ) -> None:
+    asked = []
+
+    def watched(*arguments: Any, **settings: Any) -> prunus.OptionsChoice:
+        asked.append((settings.get("recover"), len(settings.get("recovery_images", ()))))
+        return prunus.choose_options(*arguments, **settings)
+
+    monkeypatch.setattr(options, "choose_options", watched)
     monkeypatch.setitem(calibrated.GRIDS, "channel_sparsity", ({"degree": ("activation",), "lam": (0.0, 2.0)},))
     settings: dict[str, Any] = {"checkpoint": finished / "dense.safetensors", "finetune_epochs": 0}
-    settings |= {"calibrate_options": True, "normalize": normalize}
+    settings |= {"calibrate_options": True, "normalize": normalize, "recover": recover}
     out, said = compress(tmp_path / "a", **settings)
     table = read_json(out / "options.json")
     best = max(table["ranking"], key=lambda row: row["accuracy"])
     assert table["chosen"] == best["options"] == read_json(out / "summary.json")["options"]
-    assert f"options    degree activation, lam {best['options']['lam']}: {best['accuracy']:.2%}" in said
+    how = {"reconstruct": "refitted", "recalibrate": "recalibrated"}[judged_after]
+    assert (
+        f"options    degree activation, lam {best['options']['lam']}: {best['accuracy']:.2%} {how}, not trained" in said
+    )
+    assert table["recovery"] == judged_after
+    assert asked == [(judged_after, refitted_on)]
     plan = PruningPlan.from_json(out / "plan.json")
     assert (plan.after.macs, plan.after.params) == (best["macs"], best["params"])
     (out / "options.json").write_text('{"ranking": []}')

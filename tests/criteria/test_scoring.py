@@ -10,7 +10,8 @@ from tests.handmade import HANDMADE, SIDE, Concat, Row, Sum, concat_graph, row_g
 from tests.silenced import randomise
 from torch import Tensor, nn
 
-from prunus.criteria import CRITERIA, LayerValues, read_layers, score
+from prunus.criteria import CRITERIA, LayerValues, read_layers, score, score_each
+from prunus.criteria.registry import Normalize
 from prunus.errors import ConfigError, ModelError, TraceError
 from prunus.graph.trace import trace
 from prunus.models import build_model
@@ -56,6 +57,24 @@ def test_layers_are_made_to_compare(normalize: str | None, expected: list[float]
     found = score(model_sum(), sum_graph(), first_weight, normalize=normalize)
     assert found["conv1"].tolist() == pytest.approx(expected)
     assert found["conv1"].dtype == torch.float64
+
+
+def test_several_normalisations_are_of_one_measurement() -> None:
+    looked_at = []
+
+    def counted(layer: LayerValues) -> Tensor:
+        looked_at.append(layer.name)
+        return first_weight(layer)
+
+    ways: tuple[Normalize, ...] = ("mean", "max", "size", "cost", "gaussian", "none")
+    found = score_each(model_sum(), sum_graph(), counted, ways)
+    assert sorted(looked_at) == sorted(set(looked_at)), "each layer is scored once"
+    alone = {way: score(model_sum(), sum_graph(), first_weight, normalize=way) for way in ways}
+    for way in ways:
+        assert {name: values.tolist() for name, values in found[way].items()} == {
+            name: values.tolist() for name, values in alone[way].items()
+        }
+    assert len({tuple(scores["conv1"].tolist()) for scores in found.values()}) == len(ways)
 
 
 def test_defaults() -> None:

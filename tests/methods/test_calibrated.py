@@ -72,6 +72,21 @@ def test_every_point_is_what_the_steps_by_hand_give(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_the_recovery_may_look_at_other_images_than_the_criterion(
+    model: nn.Module, held_out: tuple[Tensor, Tensor]
+) -> None:
+    grid, few = {"degree": ("activation",), "lam": (0.0, 1.0)}, CALIBRATION[:24]
+    found = choose(model, held_out, "channel_sparsity", grid, recover="reconstruct", recovery_images=few)
+    graph = prunus.trace(model, IMAGES[:2])
+    for tried in found.ranking:
+        scores = prunus.score(model, graph, "channel_sparsity", calibration=CALIBRATION, **tried.options)
+        plan = prunus.allocate(graph, scores, BUDGET)
+        small, _ = prunus.reconstruct(model, prunus.remove(model, graph, plan), graph, plan, few)
+        assert tried.plan.groups == plan.groups
+        with torch.no_grad():
+            assert tried.accuracy == float((small(held_out[0]).argmax(1) == held_out[1]).double().mean())
+
+
 def test_the_best_comes_first_and_equal_arguments_give_equal_results(
     model: nn.Module, held_out: tuple[Tensor, Tensor]
 ) -> None:

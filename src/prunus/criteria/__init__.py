@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunus.criteria.calibration import ON_IMAGES, ON_LABELS, Calibration
 from prunus.criteria.reading import read_layers
 from prunus.criteria.registry import CRITERIA, NEEDS, NORMALIZE, REDUCE, get_criterion, needed
-from prunus.criteria.scoring import score
+from prunus.criteria.scoring import score, score_each
 from prunus.criteria.values import ConsumerValues, Criterion, LayerValues, NormValues
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "needed",
     "read_layers",
     "score",
+    "score_each",
 ]

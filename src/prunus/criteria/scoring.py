@@ -82,13 +82,46 @@ def score(
         ModelError: the graph was traced from another network.
     """
     name = criterion if isinstance(criterion, str) else ""
-    reduce, normalize = reduce or REDUCE.get(name, "mean"), normalize or NORMALIZE.get(name, "mean")
+    normalize = normalize or NORMALIZE.get(name, "mean")
+    return score_each(
+        model,
+        graph,
+        criterion,
+        (normalize,),
+        reduce=reduce,
+        budget=budget,
+        calibration=calibration,
+        needs=needs,
+        seed=seed,
+        **options,
+    )[normalize]
+
+
+def score_each(
+    model: nn.Module,
+    graph: ChannelGraph,
+    criterion: str | Criterion,
+    normalizations: Collection[Normalize],
+    *,
+    reduce: Reduce | None = None,
+    budget: Budget | None = None,
+    calibration: Calibration | None = None,
+    needs: Collection[str] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> dict[Normalize, dict[str, Tensor]]:
+    """Score every prunable channel once, and return what each of several normalisations makes of it.
+
+    What a criterion measures takes long, and dividing it takes no time. All else is as `score` has it.
+    """
+    name = criterion if isinstance(criterion, str) else ""
+    reduce = reduce or REDUCE.get(name, "mean")
     _check_choice("reduce", reduce, get_args(Reduce))
-    _check_choice("normalize", normalize, get_args(Normalize))
+    for normalize in normalizations:
+        _check_choice("normalize", normalize, get_args(Normalize))
     function = get_criterion(criterion, **options)
     if "seed" in (accepted_options(get_criterion(criterion)) or ()):
         function = get_criterion(criterion, **options, seed=seed)
-    found = _Members(graph.channel_count, reduce)
     scratch = Scratch(name not in AS_STORED) if name else None  # a caller's own function may hold on to what it gets
     fields = needed(criterion, options)
     if needs is not None:
@@ -96,11 +129,19 @@ def score(
     elif not name and not fields and calibration is not None:
         fields |= {"zero_fraction"}
     called = name or getattr(criterion, "__name__", "the criterion")
-    savings = _savings(graph, normalize, budget)
+    found = {normalize: _Members(graph.channel_count, reduce) for normalize in normalizations}
+    savings = {normalize: _savings(graph, normalize, budget) for normalize in normalizations}
     for layer, values in layers_of(model, graph, calibration, fields, called, scratch):
-        saved = None if savings is None else savings[layer.channels]
-        found.add(layer.channels, normalized(_checked(function(values), values), normalize, values, saved))
-    scores = found.result()
+        raw = _checked(function(values), values)
+        for normalize, members in found.items():
+            saving = savings[normalize]
+            saved = None if saving is None else saving[layer.channels]
+            members.add(layer.channels, normalized(raw, normalize, values, saved))
+    return {normalize: _by_group(members.result(), graph) for normalize, members in found.items()}
+
+
+def _by_group(scores: Scores, graph: ChannelGraph) -> dict[str, Tensor]:
+    """Return the scores of each group's channels, zeros for one that is dropped; ConfigError where one has none."""
     for group in graph.groups:
         if group.dropped:  # it has no layers that could be scored
             scores[group.channels] = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.allocation import Budget, Scope, allocate
-from prunus.criteria import Calibration, Criterion, score
+from prunus.criteria import NORMALIZE, Calibration, Criterion, score_each
 from prunus.criteria.registry import Normalize
 from prunus.graph.channels import ChannelGraph, Keep
 from prunus.plan import PruningPlan, plan_from_keep
@@ -37,20 +37,32 @@ class Choice:
     calibration: Calibration | None = None
     seen: Callable[[Mapping[str, Tensor]], None] | None = None
 
+    @property
+    def normalization(self) -> Normalize:
+        """How the scores are normalised: `normalize`, or the criterion's own way where that is None."""
+        name = self.criterion if isinstance(self.criterion, str) else ""
+        return self.normalize or NORMALIZE.get(name, "mean")
+
     def scores(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> dict[str, Tensor]:
         """Score the channels of `model` for a budget, by its weights and statistics as they are now."""
-        scores = score(
+        return self.scores_each(model, graph, budget, ())[self.normalization]
+
+    def scores_each(
+        self, model: nn.Module, graph: ChannelGraph, budget: Budget, others: Iterable[Normalize]
+    ) -> dict[Normalize, dict[str, Tensor]]:
+        """Score the channels once, by `normalization`, of which `seen` is told, and by other normalisations as well."""
+        scores = score_each(
             model,
             graph,
             self.criterion,
-            normalize=self.normalize,
+            {self.normalization, *others},
             budget=budget,
             calibration=self.calibration,
             seed=self.seed,
             **self.options,
         )
         if self.seen is not None:
-            self.seen(scores)
+            self.seen(scores[self.normalization])
         return scores
 
     def plan(self, model: nn.Module, graph: ChannelGraph, budget: Budget, alive: Keep | None = None) -> PruningPlan:
@@ -66,9 +78,16 @@ class Choice:
             BudgetError: the budget cannot be reached.
         """
         scores = self.scores(model, graph, budget)
-        plan = allocate(
+        if alive is None:
+            return self.allocate(graph, scores, budget)
+        plan = self.allocate(graph, _with_the_dead_last(scores, graph, alive), budget)
+        return self._without_the_dead(plan, graph, budget, alive)
+
+    def allocate(self, graph: ChannelGraph, scores: Mapping[str, Tensor], budget: Budget) -> PruningPlan:
+        """Keep the best channels within a budget; BudgetError where it cannot be reached."""
+        return allocate(
             graph,
-            scores if alive is None else _with_the_dead_last(scores, graph, alive),
+            scores,
             budget,
             scope=self.scope,
             min_channels=self.min_channels,
@@ -78,7 +97,6 @@ class Choice:
             if isinstance(self.criterion, str)
             else getattr(self.criterion, "__name__", "custom"),
         )
-        return plan if alive is None else self._without_the_dead(plan, graph, budget, alive)
 
     def _without_the_dead(self, plan: PruningPlan, graph: ChannelGraph, budget: Budget, alive: Keep) -> PruningPlan:
         """Leave out what the budget had room for, but is gone."""

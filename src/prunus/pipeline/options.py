@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.allocation import Budget
 from prunus.errors import FileFormatError
 from prunus.files import atomic_write_json, read_json
 from prunus.graph.channels import ChannelGraph
 from prunus.methods import Choice, OptionsChoice, choose_options
+from prunus.pipeline.recovering import DONE, repair_of
 from prunus.pipeline.run import Run
+from prunus.recovery import Repair
 
 _BATCH = 64  # images that run at once, as in the search: what is measured is then the same
 _HELD_OUT = 2000  # validation images at most
@@ -26,19 +28,21 @@ def obtain_options(run: Run, model: nn.Module, graph: ChannelGraph, budget: Budg
         run.say("options    done before: options.json")
     else:
         run.say("options    trying those of the criterion on validation images")
-        found = _tried(run, model, graph, budget, settings)
+        recover, images = repair_of(run)
+        found = _tried(run, model, graph, budget, settings, recover, images)
         atomic_write_json(
             run.folder.options,
             {
                 "criterion": settings.criterion,
                 "budget": run.config.budgets,
+                "recovery": recover,
                 "plans_evaluated": found.evaluated,
                 "chosen": dict(found.best.options),
                 "ranking": [point.to_dict() for point in found.ranking],
             },
         )
         shown = ", ".join(f"{name} {value}" for name, value in found.best.options.items())
-        run.say(f"options    {shown}: {found.best.accuracy:.2%} before fine-tuning; all are in options.json")
+        run.say(f"options    {shown}: {found.best.accuracy:.2%} {DONE[recover]}, not trained; all are in options.json")
     return chosen_options(run)
 
 
@@ -53,7 +57,15 @@ def chosen_options(run: Run) -> dict[str, Any]:
     return chosen
 
 
-def _tried(run: Run, model: nn.Module, graph: ChannelGraph, budget: Budget, settings: Choice) -> OptionsChoice:
+def _tried(
+    run: Run,
+    model: nn.Module,
+    graph: ChannelGraph,
+    budget: Budget,
+    settings: Choice,
+    recover: Repair,
+    images: Tensor,
+) -> OptionsChoice:
     held_out = run.split.val_images
     spread = torch.linspace(0, len(held_out) - 1, min(_HELD_OUT, len(held_out))).long()
     console = Console(stderr=True)
@@ -66,6 +78,8 @@ def _tried(run: Run, model: nn.Module, graph: ChannelGraph, budget: Budget, sett
             settings.criterion,
             calibration=run.calibration().split(_BATCH),
             held_out=(run.normalize(held_out[spread]), run.split.val_labels[spread]),
+            recover=recover,
+            recovery_images=images,
             normalize=settings.normalize,
             scope=settings.scope,
             min_channels=settings.min_channels,

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.errors import FileFormatError
 from prunus.files import atomic_write_json, load_tensors, read_json, save_tensors
 from prunus.graph.channels import ChannelGraph
 from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
-from prunus.recovery import Recovered, even_batches, recover
+from prunus.recovery import Recovered, Repair, even_batches, recover
 from prunus.training import evaluate
+
+DONE: dict[Repair, str] = {"recalibrate": "recalibrated", "reconstruct": "refitted"}
+_REFITTED = 256  # training images at most that a candidate's layers are refitted on
 
 
 class Recovery:
@@ -82,6 +85,14 @@ class Recovery:
         device = next(model.parameters()).device
         images, labels = run.split.val_images, run.split.val_labels
         return evaluate(model, images, labels, normalize=run.normalize, device=device)["accuracy"]
+
+
+def repair_of(run: Run) -> tuple[Repair, Tensor]:
+    """Return what a candidate is judged after, the step that follows as far as it is one of these, and on what."""
+    images = run.calibration()
+    if "reconstruct" not in run.config.recovery_steps:
+        return "recalibrate", images
+    return "reconstruct", images[torch.linspace(0, len(images) - 1, min(_REFITTED, len(images))).long()]
 
 
 def read_recovery(run: Run) -> list[dict[str, Any]]:

@@ -15,14 +15,12 @@ from prunus.budget import Budget
 from prunus.criteria.registry import Normalize
 from prunus.graph.channels import ChannelGraph
 from prunus.methods import Choice
+from prunus.pipeline.recovering import DONE, repair_of
 from prunus.pipeline.run import Run
 from prunus.plan import PruningPlan
-from prunus.recovery import Repair
 from prunus.width_search import WidthTrial, search_widths
 
-_DONE: dict[Repair, str] = {"recalibrate": "recalibrated", "reconstruct": "refitted"}
 _GUIDES = 1000  # held-out images at most that a trial is measured on
-_REFITTED = 256  # training images at most that a trial's layers are refitted on
 
 
 def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choice, budget: Budget) -> PruningPlan:
@@ -31,26 +29,26 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
     A run that was stopped goes on where it was; width_search.json keeps every trial.
     """
     run.say(f"search     {run.config.criterion_name}, widths for {run.config.search_minutes:g} minutes")
-    unseen = dataclasses.replace(choice, seen=None)  # the scores that rank channels are those of `choice`
-    starts = [dataclasses.replace(unseen, scope="local")]
+    dense.to(run.device)
     known = [normalize for normalize in get_args(Normalize) if normalize != "latency" or graph.times]
-    starts += [dataclasses.replace(unseen, normalize=normalize) for normalize in known]
+    scores = choice.scores_each(dense, graph, budget, known)
+    ranked = scores[choice.normalization]
+    starts = [dataclasses.replace(choice, scope="local").allocate(graph, ranked, budget)]
+    starts += [choice.allocate(graph, scores[normalize], budget) for normalize in known]
     held_out = run.split.val_images
     chosen = torch.linspace(0, len(held_out) - 1, min(_GUIDES, len(held_out))).long()
-    calibration, recover = run.calibration(), _repair(run)
-    if recover == "reconstruct":
-        calibration = calibration[torch.linspace(0, len(calibration) - 1, min(_REFITTED, len(calibration))).long()]
+    recover, calibration = repair_of(run)
     with _Display(run.stopping.check) as display:
         found = search_widths(
-            dense.to(run.device),
+            dense,
             graph,
-            choice.scores(dense, graph, budget),
+            ranked,
             budget,
             calibration.to(run.device),
             run.normalize(held_out[chosen]),
             run.split.val_labels[chosen],
             recover=recover,
-            starts=[start.plan(dense, graph, budget) for start in starts],
+            starts=starts,
             seconds=60 * run.config.search_minutes,
             min_channels=choice.min_channels,
             round_to=choice.round_to,
@@ -62,16 +60,12 @@ def searched_plan(run: Run, dense: nn.Module, graph: ChannelGraph, choice: Choic
         )
     dense.cpu()
     first, best = found.trials[0], found.best
+    repaired = DONE[recover]
     run.say(
-        f"search     {len(found.trials)} networks: {_DONE[recover]}, the global ranking has {first.accuracy:.2%} on "
+        f"search     {len(found.trials)} networks: {repaired}, the global ranking has {first.accuracy:.2%} on "
         f"held-out images, the best {best.accuracy:.2%}"
     )
     return found.plan
-
-
-def _repair(run: Run) -> Repair:
-    """Return what a trial is judged after: the step that follows the search, as far as it is one of these."""
-    return "reconstruct" if "reconstruct" in run.config.recovery_steps else "recalibrate"
 
 
 class _Display:
