@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from prunus.errors import TrainingError
 from prunus.training import Recipe, evaluate
-from prunus.training.hardware import choose_compute
+from prunus.training.hardware import Compute, choose_compute
 from tests.training.conftest import Images, augment, make_model, normalize
 
 Train = Callable[..., tuple[nn.Module, list[dict[str, Any]]]]
@@ -220,6 +221,40 @@ def test_precision(train: Train, precision: str) -> None:
     assert kinds == {getattr(torch, precision)}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert history[-1]["val_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups", "exact"),
+    [
+        ({"stride": 2, "padding": 1}, 8, True),
+        ({"stride": (1, 2), "padding": 1, "bias": False}, 8, True),
+        ({"dilation": 2}, 8, True),
+        ({"kernel_size": 5}, 8, True),
+        ({"padding": "same"}, 8, False),
+        ({"stride": 2}, 4, False),
+        ({"stride": 2}, 1, False),
+    ],
+)
+def test_depthwise_convolutions_that_are_slow_in_bfloat16_are_computed_in_float32(
+    settings: dict[str, Any], groups: int, exact: bool
+) -> None:
+    """The gradient of the first four takes ten to thirty times as long in bfloat16 (oneDNN, torch 2.13)."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 8, 9, 9)
+    layer = nn.Conv2d(8, 8, groups=groups, **{"kernel_size": 3} | settings)
+    compute = Compute(torch.device("cpu"), bfloat16=True, memory_format=torch.channels_last)
+    with compute.autocast():
+        found = layer(images)
+    found.float().square().sum().backward()
+    assert found.dtype == torch.bfloat16 and layer.weight.dtype == torch.float32
+    whole = copy.deepcopy(layer)
+    whole.zero_grad()
+    expected = whole(images)
+    expected.bfloat16().float().square().sum().backward()
+    assert torch.equal(found, expected.bfloat16()) is exact
+    assert layer.weight.grad is not None and whole.weight.grad is not None
+    assert torch.equal(layer.weight.grad, whole.weight.grad) is exact
+    assert torch.allclose(layer.weight.grad, whole.weight.grad, rtol=0.05, atol=0.05 * float(whole.weight.grad.std()))
 
 
 @pytest.mark.gpu
