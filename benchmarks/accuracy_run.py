@@ -29,6 +29,7 @@ from prunus.models.initialise import reinitialise
 from prunus.pipeline.environment import commit
 from prunus.plan import PruningPlan
 from prunus.training import Hook, Recipe, dense_recipe, evaluate, finetune_recipe, fit
+from prunus.training.hardware import choose_compute
 
 DISTILLED = {"distill": 0.9, "temperature": 4.0}
 """Of the cells with distillation; as in Cho and Hariharan 2019 (arXiv:1910.01348), not tuned."""
@@ -43,8 +44,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What all trainings of a network have in common where it is not the recipes' own.
 
 The dense ones had it as well, but for MobileNetV2's accumulation: in halves a batch stays in the processor's cache, and
-a step takes two thirds of the time (torch 2.13 on an AMD EPYC with AVX2: 430 for 640 ms). They train in bfloat16 where the
-processor has instructions for it, and the network from scratch was trained in float32.
+a step takes two thirds of the time (torch 2.13 on an AMD EPYC with AVX2: 430 for 640 ms). The dense MobileNetV2 was
+trained in float32; all else is in bfloat16 where the processor has instructions for it.
 """
 
 _BATCH = 256  # images of a recovery step at once
@@ -251,6 +252,7 @@ class Run:
     def _described(self, small: nn.Module) -> dict[str, Any]:
         settings, cell = self.settings, self.cell
         example = settings.images[:1]
+        recipe = None if self.method.epochs == "none" else self.recipe()
         size = self.save(small, self.folder / "model.safetensors")
         latency = measure_latency({"dense": self.dense, "this": small}, example, runs=50)
         costs = {name: count_cost(model, example) for name, model in (("dense", self.dense), ("this", small))}
@@ -262,7 +264,8 @@ class Run:
             "split": {"validation": settings.validation, "seed": settings.split_seed},
             "calibration_images": len(settings.images),
             "epochs": self.epochs,
-            "recipe": None if self.method.epochs == "none" else dataclasses.asdict(self.recipe()),
+            "recipe": recipe and dataclasses.asdict(recipe),
+            "bfloat16": recipe and choose_compute(small, recipe.precision, settings.device, example).bfloat16,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "device": processor_name(settings.device),

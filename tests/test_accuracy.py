@@ -77,6 +77,7 @@ def test_the_benchmark_runs_from_end_to_end_and_leaves_what_is_there(
     assert (
         0.45 < cell["macs_share"] <= 0.5 and cell["epochs"] == {"train": 1} and cell["recipe"]["learning_rate"] == 0.05
     )
+    assert isinstance(cell["bfloat16"], bool) and cells["resnet8_dense_seed-0"]["bfloat16"] is None
     saved = tmp_path / "work" / kept / "model.safetensors"
     assert cell["size_bytes"] == saved.stat().st_size
     assert cell["params"] == sum(parameter.numel() for parameter in prunus.load(saved).parameters())
