@@ -209,6 +209,24 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     assert "| resnet8 | 1×3×32×32 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
 
 
+def test_number_formats_are_timed_and_become_rows(root: Path, tmp_path: Path) -> None:
+    out = root / "docs" / "results" / "benchmarks" / "depthwise.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "depthwise.py"), "--networks", "mobilenetv2_half"]
+    command += ["--turns", "1", "--batch-size", "2", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert [row["name"] for row in found["layers"]] == ["3×3", "3×3, stride 2", "5×5", "3×3, dilation 2"]
+    (network,) = found["networks"]
+    assert all(value > 0 for row in (*found["layers"], network) for value in row["milliseconds"].values())
+    network["milliseconds"] = {"float32": 30.0, "bfloat16": 40.0, "fit": 20.0}
+    out.write_text(json.dumps(found))
+    assert benchmark_table(["--root", str(root)]) == 0
+    page = (root / "docs" / "benchmarks.md").read_text()
+    assert "| mobilenetv2_half | 30.0 | 40.0 | 20.0 | 2.00 | 1.50 |" in page
+    assert "| depthwise, 3×3, stride 2 | " in page
+
+
 @pytest.mark.slow
 def test_the_search_is_timed_beside_a_dense_training_and_written_down(tmp_path: Path) -> None:
     out = tmp_path / "docs" / "results" / "benchmarks" / "dynamic_cost.json"

@@ -238,7 +238,7 @@ def test_precision(train: Train, precision: str) -> None:
 def test_depthwise_convolutions_that_are_slow_in_bfloat16_are_computed_in_float32(
     settings: dict[str, Any], groups: int, exact: bool
 ) -> None:
-    """The gradient of the first four takes ten to thirty times as long in bfloat16 (oneDNN, torch 2.13)."""
+    """The gradient of the first four takes several times as long in bfloat16 (benchmarks/depthwise.py)."""
     torch.manual_seed(0)
     images = torch.randn(4, 8, 9, 9)
     layer = nn.Conv2d(8, 8, groups=groups, **{"kernel_size": 3} | settings)

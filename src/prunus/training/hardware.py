@@ -41,9 +41,8 @@ def choose_compute(model: nn.Module, precision: Precision, device: torch.device,
 
     Measured with torch 2.13 on two Zen 4 cores (avx512_bf16), ResNet-20, batches of 128, ms a training step, fastest of
     16: float32 273, float32 channels_last 213, bfloat16 147, bfloat16 channels_last 128. A CPU without instructions
-    for bfloat16 emulates it, slowly. Lightweight networks gain as well, since depthwise convolutions with a stride stay
-    in float32 (64 images, one core beside other work, ms in that order: MobileNetV2 at half width 634, 351, 298, 221,
-    ShuffleNetV2 501, 430, 312, 310); with all of them in bfloat16 they lost (445, 366; 546, 550).
+    for bfloat16 emulates it, slowly. Lightweight networks gain as well, since their depthwise convolutions with a
+    stride stay in float32: benchmarks/depthwise.py.
     """
     bfloat16 = precision == "bfloat16" or (precision == "auto" and _fast_bfloat16(device))
     channels_last = images.ndim == 4 and _runs_channels_last(model, images, safe=device.type != "cpu" or bfloat16)
