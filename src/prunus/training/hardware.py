@@ -103,7 +103,7 @@ def _is_slow(
     groups: int = 1,
 ) -> bool:
     """Tell of the arguments of `torch.conv2d` whether it is depthwise, and other than 3×3 with stride 1, undilated."""
-    if groups == 1 or weight.shape[1] != 1:
+    if groups == 1 or weight.shape[1] != 1 or weight.dtype != torch.float32:
         return False
     return weight.shape[2:] != (3, 3) or any(step != 1 for step in (*_pair(stride), *_pair(dilation)))
 
