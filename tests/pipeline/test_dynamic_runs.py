@@ -148,12 +148,12 @@ def test_every_form_of_the_score_is_taken_anew_every_epoch(
 ) -> None:
     calls: list[tuple[float, dict[str, Any]]] = []
 
-    def counted(model: torch.nn.Module, graph: ChannelGraph, criterion: Any, **given: Any) -> Any:
+    def counted(model: torch.nn.Module, graph: ChannelGraph, criterion: Any, normalizations: Any, **given: Any) -> Any:
         scale = model.state_dict()["bn1.weight"].abs().sum().item()
-        calls.append((scale, {"criterion": criterion, **given}))
-        return criteria.score(model, graph, criterion, **given)
+        calls.append((scale, {"criterion": criterion, "normalizations": set(normalizations), **given}))
+        return criteria.score_each(model, graph, criterion, normalizations, **given)
 
-    monkeypatch.setattr(choice, "score", counted)
+    monkeypatch.setattr(choice, "score_each", counted)
     command = ["compress", "--method", "layer-fusion", "--model", "resnet8", "--data", "digits", "--macs", "0.5"]
     command += ["--from-scratch", "--search-epochs", "3", "--finetune-epochs", "0", "--remove-after", "1"]
     command += ["--threads", "1", "--device", "cpu", "--out", str(tmp_path / "a")]
@@ -164,8 +164,8 @@ def test_every_form_of_the_score_is_taken_anew_every_epoch(
     given = calls[-1][1]
     assert given["criterion"] == (flags[1] if flags[0] == "--criterion" else "fused_conv_bn")
     assert {key: given[key] for key in options} == options
-    normalize = flags[flags.index("--normalize") + 1] if "--normalize" in flags else None
-    assert given["normalize"] == normalize
+    own = "none" if given["criterion"] == "delivered_energy" else "mean"
+    assert given["normalizations"] == {flags[flags.index("--normalize") + 1] if "--normalize" in flags else own}
     assert (given["calibration"] is not None) == (options.get("variance") == "calibrated")
 
 
