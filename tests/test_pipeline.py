@@ -388,9 +388,9 @@ def test_sparse_training_comes_before_the_removal_and_has_rows_and_a_chart_of_it
 @pytest.mark.parametrize(
     ("normalize", "recover", "judged_after", "refitted_on"),
     [
-        (None, "reconstruct", "reconstruct", 256),
-        ("max", "compensate,recalibrate", "recalibrate", 1024),
-        ("cost", "none", "recalibrate", 1024),
+        (None, "reconstruct", "reconstruct", [64] * 4),
+        ("max", "compensate,recalibrate", "recalibrate", [64] * 16),
+        ("cost", "none", "recalibrate", [64] * 16),
     ],
 )
 def test_calibrated_options_are_the_best_of_the_table_and_are_used(
@@ -400,12 +400,12 @@ def test_calibrated_options_are_the_best_of_the_table_and_are_used(
     normalize: str | None,
     recover: str,
     judged_after: str,
-    refitted_on: int,
+    refitted_on: list[int],
 ) -> None:
     asked = []
 
     def watched(*arguments: Any, **settings: Any) -> prunus.OptionsChoice:
-        asked.append((settings.get("recover"), len(settings.get("recovery_images", ()))))
+        asked.append((settings["recover"], [len(batch) for batch in settings["recovery_images"]]))
         return prunus.choose_options(*arguments, **settings)
 
     monkeypatch.setattr(options, "choose_options", watched)

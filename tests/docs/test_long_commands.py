@@ -30,6 +30,7 @@ SHORTER = {
     "benchmarks/analysis.py": "--networks resnet8 --blocks 1 --repeats 1",
     "benchmarks/balance.py": "--networks resnet8",
     "benchmarks/deployment.py": "--runtimes ort torch --samples 8 --calls 3",
+    "benchmarks/depthwise.py": "--networks resnet8 --turns 1 --batch-size 2",
     "benchmarks/dynamic_cost.py": "--model resnet8 --images 64 --search-epochs 2 --finetune-epochs 1 "
     "--remove-after 1 --batch-size 16",
     "benchmarks/own_loop.py": "--model resnet8 --steps 2 --batch-size 8",
@@ -45,6 +46,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("benchmarks", "scripts", "reproduce", "docs", "models"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "img"))
     shutil.copy(ROOT / "README.md", folder)
+    shutil.copytree(ROOT / "results" / "cpu" / "dense", folder / "results" / "cpu" / "dense")
     for measured in (folder / "docs" / "results" / "benchmarks").glob("allocation*.json"):
         measured.unlink()  # of other networks, which are never mixed
     with pytest.MonkeyPatch.context() as patch:

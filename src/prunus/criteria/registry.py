@@ -77,6 +77,12 @@ A change of the loss compares across layers as it is; energy was measured to ran
 what a budget is paid with: of refit_error the least for the MACs saved goes first.
 """
 
+
+def normalization(criterion: object, normalize: Normalize | None) -> Normalize:
+    """Return how scores are normalised: as asked for, or else the criterion's own way."""
+    return normalize or (NORMALIZE.get(criterion, "mean") if isinstance(criterion, str) else "mean")
+
+
 REDUCE: dict[str, Reduce] = {"random": "first"}
 """How members of one coupled channel join; ``"mean"`` where a name is not here.
 

@@ -18,7 +18,6 @@ from prunus.criteria.normalising import Scores, normalized
 from prunus.criteria.reading import Scratch, layers_of
 from prunus.criteria.registry import (
     AS_STORED,
-    NORMALIZE,
     REDUCE,
     Normalize,
     Reduce,
@@ -26,6 +25,7 @@ from prunus.criteria.registry import (
     check_fields,
     get_criterion,
     needed,
+    normalization,
 )
 from prunus.criteria.values import Criterion, LayerValues
 from prunus.errors import ConfigError
@@ -81,8 +81,7 @@ def score(
             needs images, or labels, which are not there.
         ModelError: the graph was traced from another network.
     """
-    name = criterion if isinstance(criterion, str) else ""
-    normalize = normalize or NORMALIZE.get(name, "mean")
+    normalize = normalization(criterion, normalize)
     return score_each(
         model,
         graph,

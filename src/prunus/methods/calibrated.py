@@ -74,7 +74,7 @@ def choose_options(
     calibration: Calibration,
     held_out: tuple[Tensor, Tensor],
     recover: Repair = "recalibrate",
-    recovery_images: Tensor | None = None,
+    recovery_images: Sequence[Tensor] | None = None,
     normalize: Normalize | None = None,
     scope: Scope = "global",
     min_channels: int | None = None,
@@ -99,7 +99,7 @@ def choose_options(
         held_out: images as the model takes them, and labels, int64 (N,), that neither training nor recovery has seen.
         recover: what is done between removal and evaluation: ``"recalibrate"``, which takes a moment, or
             ``"reconstruct"``, which takes longer by the number of layers and images.
-        recovery_images: what that looks at, (N, C, H, W); None for `calibration`.
+        recovery_images: batches that it looks at, each (N, C, H, W); None for those of `calibration`.
         normalize: as `prunus.score` takes it.
         scope: as `prunus.allocate` takes it, like the next three.
         min_channels: how many channels every group keeps at least.
@@ -116,7 +116,7 @@ def choose_options(
     check_repair(recover)
     _check_held_out(held_out)
     batches = calibration if isinstance(calibration, Tensor) else list(calibration)
-    images: Tensor | list[Tensor] | None = recovery_images
+    images = recovery_images
     if images is None:
         images = [batch for batch, _ in batches_of(batches, torch.device("cpu"), (), "choose_options")]
     base = Choice(criterion, {}, normalize, scope, min_channels, round_to, header_bytes, seed, batches)
@@ -137,7 +137,7 @@ def _evaluated(
     graph: ChannelGraph,
     plan: PruningPlan,
     recover: Repair,
-    images: Tensor | list[Tensor],
+    images: Sequence[Tensor],
     held_out: tuple[Tensor, Tensor],
 ) -> dict[str, float]:
     """Return the held-out accuracy and loss of the smaller network, recovered."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.allocation import Budget, Scope, allocate
-from prunus.criteria import NORMALIZE, Calibration, Criterion, score_each
-from prunus.criteria.registry import Normalize
+from prunus.criteria import Calibration, Criterion, score_each
+from prunus.criteria.registry import Normalize, normalization
 from prunus.graph.channels import ChannelGraph, Keep
 from prunus.plan import PruningPlan, plan_from_keep
 
@@ -40,8 +40,7 @@ class Choice:
     @property
     def normalization(self) -> Normalize:
         """How the scores are normalised: `normalize`, or the criterion's own way where that is None."""
-        name = self.criterion if isinstance(self.criterion, str) else ""
-        return self.normalize or NORMALIZE.get(name, "mean")
+        return normalization(self.criterion, self.normalize)
 
     def scores(self, model: nn.Module, graph: ChannelGraph, budget: Budget) -> dict[str, Tensor]:
         """Score the channels of `model` for a budget, by its weights and statistics as they are now."""

@@ -79,7 +79,7 @@ def _tried(
             calibration=run.calibration().split(_BATCH),
             held_out=(run.normalize(held_out[spread]), run.split.val_labels[spread]),
             recover=recover,
-            recovery_images=images,
+            recovery_images=images.split(_BATCH),
             normalize=settings.normalize,
             scope=settings.scope,
             min_channels=settings.min_channels,
