@@ -36,7 +36,7 @@ from prunus.files import atomic_write_json, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ("A", "B-widths", "l1_norm", "tp_magnitude", "tp_group", "B-energy", "B", "refit", "refit-widths")
-THEN = ("dense_longer", "random", "scratch")
+THEN = ("refit-dynamic", "B-energy-dynamic", "dense_longer", "random", "scratch")
 LAST = ("scratch_e",)
 RATES = (0.02, 0.05, 0.1, 0.2)
 VALIDATION, SPLIT_SEED = 0.1, 0  # as the dense networks were trained

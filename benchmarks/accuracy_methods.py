@@ -54,6 +54,10 @@ METHODS: dict[str, Method] = {
     "B-widths": Method(
         "B: delivered energy, widths searched", "one-shot", "delivered_energy", {"variance": "calibrated"}, trials=40
     ),
+    "B-energy-dynamic": Method(
+        "B: delivered energy, dynamic", "dynamic", "delivered_energy", {"variance": "calibrated"}
+    ),
+    "refit-dynamic": Method("refit error, dynamic", "dynamic", "refit_error"),
     "refit": Method("refit error, one-shot", "one-shot", "refit_error"),
     "refit-widths": Method("refit error, widths searched", "one-shot", "refit_error", trials=40),
     "l1_norm": Method("l1_norm", "one-shot", "l1_norm"),
