@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from tests.recovery.networks import difference, same_tensors, without
 from tests.silenced import half_plan, randomise
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunus
 from prunus.errors import ConfigError
@@ -241,19 +243,40 @@ def test_the_draw_is_seeded_and_bounded_and_progress_is_told() -> None:
         assert torch.equal(tensor, pruned.state_dict()[name]) == (name not in changed), name
 
 
+class Stems(TorchDispatchMode):
+    """Writes down how many images the first layer of the original gets, each time that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default and args[1].shape == (16, 3, 3, 3):
+            self.sizes.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
 def test_the_original_runs_once_for_all_layers_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, graph, plan, pruned = halved_resnet8()
-    sizes: list[int] = []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    assert model.get_parameter("conv1.weight").shape[0] == 16 > pruned.get_parameter("conv1.weight").shape[0]
     batches = [x[:16], x[16:]]
-    first, report = reconstruct(model, pruned, graph, plan, batches, max_positions=300)
+
+    def made(remembered: int, kept: int) -> tuple[nn.Module, int, list[int]]:
+        monkeypatch.setattr(reconstruction, "_REMEMBERED", remembered)
+        monkeypatch.setattr(reconstruction, "_KEPT", kept)
+        with Stems() as stems:
+            network, report = reconstruct(model, pruned, graph, plan, batches, max_positions=300)
+        return network, len(report.layers), stems.sizes
+
+    first, layers, sizes = made(2**27, 2**28)
     assert sizes == [1, 16, 8], "one example to find the layers, and the batches"
-    for room, most in ((0, len(report.layers)), (100_000, len(report.layers) - 1)):
-        sizes.clear()
-        monkeypatch.setattr(reconstruction, "_REMEMBERED", room)
-        again, _ = reconstruct(model, pruned, graph, plan, batches, max_positions=300)
-        runs = len(sizes) // 2
-        assert sizes == [1, *[16, 8] * runs]
+    again, _, sizes = made(0, 2**28)
+    assert sizes == [1, 16, 16, 8, 8], "once more to write the operations down; then from layer to layer"
+    assert same_tensors(first, again)
+    for room, most in ((0, layers), (100_000, layers - 1)):
+        again, _, sizes = made(room, 0)
+        runs = (len(sizes) - 5) // 2 + 1
+        assert sizes == [1, 16, 16, 8, 8, *[16, 8] * (runs - 1)]
         assert 1 < runs <= most and (room or runs == most)
         assert same_tensors(first, again)
 

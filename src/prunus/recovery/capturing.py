@@ -31,31 +31,42 @@ class Captured:
     scale: Tensor | None = None
 
 
-def capture(model: nn.Module, batch: Tensor, weight: str) -> Captured:
-    """Run a network until the output of this weight's layer is used by something other than its BatchNorm.
+Heard = Callable[[str, Captured], None]
+"""Is told of the layer that has this weight."""
 
-    Raises:
-        LookupError: the layer does not run on this batch.
-    """
+
+def only(weight: str, run: Callable[[Heard], None]) -> Captured:
+    """Return the one layer that `run` tells of; LookupError where it does not."""
     found: list[Captured] = []
-    capture_all(model, batch, [weight], lambda _, captured: found.append(captured))
+    run(lambda _, captured: found.append(captured))
     if not found:
         raise LookupError(weight)
     return found[0]
 
 
 def capture_all(
-    model: nn.Module, batch: Tensor, weights: Iterable[str], heard: Callable[[str, Captured], None]
+    model: nn.Module,
+    batch: Tensor,
+    weights: Iterable[str],
+    heard: Heard,
+    run: Callable[[], object] | None = None,
 ) -> None:
-    """Run a network and tell `heard` of each of these weights' layers, at the moment that `capture` would stop at.
+    """Run a network and tell `heard` of each of these weights' layers; stop once all are known.
 
-    Later operations may change in place what is captured, so `heard` copies what it keeps. Layers that do not run on
-    this batch are not told of.
+    That is when a layer's output is about to be used by something other than its BatchNorm. Later operations may change
+    in place what is captured, so `heard` copies what it keeps. Layers that do not run on this batch are not told of.
+
+    Args:
+        model: the network.
+        batch: its input.
+        weights: names of the network's tensors.
+        heard: is told of the layers.
+        run: runs the network, or the part of it that these layers are in; None for the network as it is.
     """
     watch = _Follow(model, weights, heard)
     try:
         with plainly(), watch:
-            model(batch)
+            run() if run is not None else model(batch)
     except _Enough:
         return
     watch.finish()
@@ -68,7 +79,7 @@ class _Enough(BaseException):
 class _Follow(LayerWatch):
     """Follows the outputs of some layers, and stops the forward pass where all have been seen."""
 
-    def __init__(self, model: nn.Module, weights: Iterable[str], heard: Callable[[str, Captured], None]) -> None:
+    def __init__(self, model: nn.Module, weights: Iterable[str], heard: Heard) -> None:
         super().__init__(model, self._met)
         self.told = heard
         self.waiting = set(weights)

@@ -14,11 +14,12 @@ from prunus.graph.channels import ChannelGraph
 from prunus.graph.members import named_tensors
 from prunus.plan import PruningPlan
 from prunus.recovery.batches import Batches, device_of
-from prunus.recovery.capturing import Captured, capture, capture_all
+from prunus.recovery.capturing import Captured, capture_all
 from prunus.recovery.consumers import Consumer, find_consumers
 from prunus.recovery.least_squares import NormalEquations
 from prunus.recovery.patches import inputs_at, positions_of, values_at
 from prunus.recovery.report import RecoveredLayer, RecoveryReport
+from prunus.recovery.rerunning import Rerun
 from prunus.recovery.watching import random_state_kept, result_copy, scratch_copy
 
 RIDGES = (1e-9, 1e-3, 1e-2, 1e-1, math.inf)
@@ -27,6 +28,7 @@ RIDGES = (1e-9, 1e-3, 1e-2, 1e-1, math.inf)
 _CHECKED = 5  # every so many examples one is kept for the choice of a ridge
 _NUMBERS_AT_ONCE = 2**22  # of patches in float64: 32 MiB
 _REMEMBERED = 2**27  # bytes of targets
+_KEPT = 2**28  # bytes of what each network has computed so far
 
 
 def reconstruct(
@@ -56,9 +58,9 @@ def reconstruct(
     are used several times are left and reported. If BatchNorms are recalibrated as well, do it afterwards.
 
     Memory beside copies of both networks and one forward pass: for a layer with p inputs a filter (C_in / groups · kH ·
-    kW) in g groups and q filters, twice 8 · g · p · (p + q / g) bytes for the sums, and about 250 MB. Time: a forward
-    pass of the pruned network over all data as far as the layer, and `max_positions` · g · p · (p + q / g)
-    multiply-adds; the original runs once for many layers, whose targets are remembered.
+    kW) in g groups and q filters, twice 8 · g · p · (p + q / g) bytes for the sums, and at most about 800 MB. Time: one
+    or two forward passes of both networks over all data where 256 MiB hold what lies between two layers, else for each
+    layer a pass as far as that; and `max_positions` · g · p · (p + q / g) multiply-adds a layer.
 
     Args:
         model: the original; it runs in evaluation mode. Neither network is changed.
@@ -123,6 +125,7 @@ class _Targets:
         self.share = max_positions / self.count  # of positions an example
         self.originals = dict(named_tensors(whole))
         self.known: dict[str, list[_Wanted | None]] = {}
+        self.reruns: Rerun | None = None
 
     def of(self, one: Consumer) -> list[_Wanted | None]:
         """Return a layer's targets, one for each part of the data; None for a part on which the layer does not run.
@@ -143,10 +146,12 @@ class _Targets:
             if consumers and room < 0:
                 break
             consumers.append(one)
+        if self.reruns is None and len(consumers) < len(left):
+            self.reruns = Rerun(self.whole, _KEPT)
         rows = {one.weight: one.rows.to(self.data.device) for one in consumers}
         generators = {weight: torch.Generator().manual_seed(self.seed) for weight in rows}
         self.known |= {weight: [] for weight in rows}
-        for part in self.data.parts():
+        for number, part in enumerate(self.data.parts()):
             found: dict[str, _Wanted] = {}
 
             def heard(weight: str, captured: Captured, part: Tensor = part, found: dict[str, _Wanted] = found) -> None:
@@ -157,7 +162,10 @@ class _Targets:
                 beside = None if captured.beside is None else values_at(captured.beside, at)[:, rows[weight]]
                 found[weight] = _Wanted(index, kept, beside)
 
-            capture_all(self.whole, part, rows, heard)
+            if self.reruns is None:
+                capture_all(self.whole, part, rows, heard)
+            else:
+                self.reruns.capture_all(number, part, list(rows), heard)
             for weight, parts in self.known.items():
                 parts.append(found.get(weight))
 
@@ -175,7 +183,8 @@ class _Refit:
     """Refits the layers of `small` one after the other, each on what the ones before now give it."""
 
     def __init__(self, targets: _Targets, small: nn.Module, data: Batches, ridge: float | None) -> None:
-        self.targets, self.small, self.data = targets, small, data
+        self.targets, self.data = targets, data
+        self.small = Rerun(small, _KEPT)
         self.tensors = dict(named_tensors(small))
         self.ridge = ridge
 
@@ -239,10 +248,10 @@ class _Refit:
         """
         sums: list[NormalEquations] = []
         first = 0  # the number of a part's first example
-        for part, wanted in zip(self.data.parts(), self.targets.of(one), strict=True):
+        for number, (part, wanted) in enumerate(zip(self.data.parts(), self.targets.of(one), strict=True)):
             if wanted is None:
                 raise LookupError(one.weight)
-            seen = capture(self.small, part, one.weight)
+            seen = self.small.capture(number, part, one.weight)
             groups, positions = seen.call.groups, positions_of(seen.call)
             if not sums:
                 device = "cpu" if weight.device.type == "mps" else weight.device
