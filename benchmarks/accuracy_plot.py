@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 56, 330, 36, 44
 COLOURS = ("#1b6ca8", "#c0392b", "#e08e0b", "#5b5b5b", "#a0a0a0", "#2e8b57", "#7d3c98", "#b0a160", "#806040")
+COLOURS += ("#17becf", "#e377c2", "#7fb000", "#000080")
 GAP = 0.02  # of the MACs: nearer points are seeds of one budget
 
 Points = Sequence[tuple[float, float]]

@@ -251,10 +251,14 @@ def test_goals_are_judged_by_the_figures(
     cells = [cell("dense", 0.88, macs=None), cell("A", 0.855), cell("A", 0.865, seed=1), cell("B", 0.70)]
     cells += [cell("tp_magnitude", test, seed=seed) for seed, test in enumerate(theirs)]
     text = written(table, tmp_path, [*cells, cell("tp_group", 0.5)])
-    (line,) = (line for line in text.splitlines() if line.startswith("| table 3, 0.35"))
+    line, refit = (line for line in text.splitlines() if line.startswith("| table 3, 0.35"))
+    assert "MACs: refit error above" in refit and refit.endswith("| not run | – |")
     assert line.endswith(f" {met} |") and "A: channel sparsity 86.00" in line
     assert "| table 3, 0.5 of the MACs: the best of A and B above Torch-Pruning | not run | – |" in text
     assert "| table 2, 0.35 of the MACs: within 10 points of dense | " in text
+    text = written(table, tmp_path, [*cells, cell("tp_group", 0.5), cell("refit", 0.9), cell("refit-dynamic", 0.8)])
+    line, refit = (line for line in text.splitlines() if line.startswith("| table 3, 0.35"))
+    assert "A: channel sparsity 86.00" in line and "refit error, one-shot 90.00" in refit
     assert "83.00 %: −7.00 | ✓ |" in text
 
 
