@@ -49,7 +49,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "A": Method("A: channel sparsity", "one-shot", "channel_sparsity"),
-    "B": Method("B: layer fusion, dynamic", "dynamic", "fused_conv_bn"),
+    "B": Method("B: fused norm, dynamic", "dynamic", "fused_conv_bn"),
     "B-energy": Method("B: delivered energy, one-shot", "one-shot", "delivered_energy", {"variance": "calibrated"}),
     "B-widths": Method(
         "B: delivered energy, widths searched", "one-shot", "delivered_energy", {"variance": "calibrated"}, trials=40

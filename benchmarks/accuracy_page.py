@@ -81,7 +81,11 @@ class Network:
 
     def goals(self) -> str:
         """Judge the goals by the figures."""
-        rows = [self._above(macs, *who) for macs in BUDGETS for who in (("the best of A and B", OURS), ("refit error", BESIDE))]
+        rows = [
+            self._above(macs, *who)
+            for macs in BUDGETS
+            for who in (("the best of A and B", OURS), ("refit error", BESIDE))
+        ]
         if self.name == "resnet20":
             rows += [self._without_training(macs, points) for macs, points in WITHOUT_TRAINING.items()]
         return table(("goal", "found", "met"), rows)
@@ -89,21 +93,23 @@ class Network:
     def _above(self, macs: float, who: str, rows: Sequence[str]) -> list[str]:
         margin = " by more than one standard deviation" if macs <= 0.35 else ""
         goal = f"table 3, {macs:g} of the MACs: {who} above Torch-Pruning{margin}"
-        ours = [(held, name) for name in rows if (held := mean(self.values(name, macs, "trained"))) is not None]
+        seeds = max(len(self.of(name, macs)) for name in rows)  # a row with fewer has no spread to be judged by
+        held = {name: self.values(name, macs, "trained") for name in rows}
+        ours = [(statistics.fmean(values), name) for name, values in held.items() if seeds and len(values) == seeds]
         theirs = [(found, name) for name in THEIRS if (found := mean(self.tests(name, macs))) is not None]
         if not ours or len(theirs) < len(THEIRS):
             return [goal, NOT_RUN, "–"]
         best, (peer, name) = max(ours)[1], max(theirs)
         mine, other = self.tests(best, macs), self.tests(name, macs)
         difference = statistics.fmean(mine) - peer
-        found = (
+        text = (
             f"{METHODS[best].label} {spread(mine)}, {METHODS[name].label} {spread(other)}: {numbers.points(difference)}"
         )
         if not margin:
-            return [goal, found, mark(difference > 0)]
+            return [goal, text, mark(difference > 0)]
         if min(len(mine), len(other)) < 2:
-            return [goal, f"{found}; no spread from one seed", "–" if difference > 0 else mark(False)]
-        return [goal, found, mark(difference > max(statistics.stdev(mine), statistics.stdev(other)))]
+            return [goal, f"{text}; no spread from one seed", "–" if difference > 0 else mark(False)]
+        return [goal, text, mark(difference > max(statistics.stdev(mine), statistics.stdev(other)))]
 
     def _without_training(self, macs: float, points: float) -> list[str]:
         goal = f"table 2, {macs:g} of the MACs: within {100 * points:g} points of dense"

@@ -49,7 +49,7 @@ def test_a_configuration_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         flags=GOOD
         | {
             "method": "layer-fusion",
-            "norm": "1",
+            "variance": "data-free",
             "out": str(tmp_path),
             "validation": "5000",
             "flip": False,
@@ -143,7 +143,7 @@ def test_wrong_types_and_ranges_are_refused(key: str, value: object, says: str) 
 def test_an_option_that_would_do_nothing_is_refused() -> None:
     message = problems(GOOD | {"method": "layer-fusion", "lam": "0.5", "rounds": "5", "schedule": "iterative"})
     assert (
-        "--lam 0.5 does nothing here: it is for criterion channel_sparsity, and this is criterion fused_conv_bn"
+        "--lam 0.5 does nothing here: it is for criterion channel_sparsity, and this is criterion delivered_energy"
         in message
     )
     assert "--schedule iterative does nothing here: it is for method channel-sparsity" in message
@@ -248,7 +248,9 @@ def test_options_of_sparse_training_and_calibrated_ones_are_refused_where_they_a
 
 def test_options_of_the_criterion_are_those_it_takes() -> None:
     assert load_config(flags=GOOD | {"lam": "0"}).criterion_options == {"degree": "weight", "t": 0.1, "lam": 0.0}
-    fusion = load_config(flags=GOOD | {"method": "layer-fusion", "constant": True})
+    fusion = load_config(flags=GOOD | {"method": "layer-fusion", "variance": "data-free"})
+    assert (fusion.criterion_name, fusion.criterion_options) == ("delivered_energy", {"variance": "data-free"})
+    fusion = load_config(flags=GOOD | {"method": "layer-fusion", "criterion": "fused_conv_bn", "constant": True})
     assert (fusion.criterion_name, fusion.criterion_options) == ("fused_conv_bn", {"norm": 2, "constant": True})
     assert load_config(flags=GOOD | {"criterion": "random"}).criterion_options == {}
 
@@ -351,6 +353,7 @@ def test_every_field_says_how_it_is_typed() -> None:
             "search_minutes": {"allocation": "search"},
             "runtime": {"latency": "0.5"},
             "variance": {"criterion": "delivered_energy"},
-            **dict.fromkeys(("search_epochs", "norm", "constant", "from_scratch", "remove_after"), fusion),
+            **dict.fromkeys(("search_epochs", "from_scratch", "remove_after"), fusion),
+            **dict.fromkeys(("norm", "constant"), {"criterion": "fused_conv_bn"}),
         }
         load_config(flags=GOOD | needed.get(name, {}) | {name: example})

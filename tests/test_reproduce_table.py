@@ -139,10 +139,13 @@ def test_plots_show_the_cells_that_are_there(script: ModuleType, root: Path) -> 
         ({"macs": 1.0}, "dense, trained on"),
         ({"lam": 0, "degree": "activation"}, "A: λ = 0, activation"),
         ({"criterion": "l1_norm", "distill": 0.5}, "l1_norm, distilled 0.5"),
-        ({"method": "layer-fusion"}, "B: layer fusion"),
-        ({"method": "layer-fusion", "constant": True}, "B: layer fusion with the constant part"),
+        ({"method": "layer-fusion"}, "B: delivered energy"),
+        (
+            {"method": "layer-fusion", "criterion": "fused_conv_bn", "constant": True},
+            "B: fused norm with the constant part",
+        ),
         ({"method": "layer-fusion", "criterion": "l2_norm", "from_scratch": True}, "B: l2_norm, from scratch"),
-        ({"method": "layer-fusion", "allocation": "local"}, "B: layer fusion, uniform widths"),
+        ({"method": "layer-fusion", "allocation": "local"}, "B: delivered energy, uniform widths"),
     ],
 )
 def test_rows_are_named_after_what_tells_them_apart(script: ModuleType, changes: dict[str, Any], name: str) -> None:

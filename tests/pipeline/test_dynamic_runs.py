@@ -130,13 +130,15 @@ def test_a_checkpoint_beside_from_scratch_is_compared_with_only(from_scratch: tu
 
 VARIANTS = [
     ["--criterion", "fused_conv_bn", "--norm", "1", "--constant", "--normalize", "max"],
-    ["--norm", "2", "--normalize", "none"],
+    ["--criterion", "fused_conv_bn", "--norm", "2", "--normalize", "none"],
+    ["--normalize", "gaussian"],
     ["--criterion", "delivered_energy", "--variance", "data-free"],
     ["--criterion", "delivered_energy", "--variance", "calibrated", "--normalize", "mean"],
 ]
 OPTIONS: list[dict[str, object]] = [
     {"norm": 1, "constant": True},
     {"norm": 2, "constant": False},
+    {"variance": "calibrated"},
     {"variance": "data-free"},
     {"variance": "calibrated"},
 ]
@@ -162,7 +164,7 @@ def test_every_form_of_the_score_is_taken_anew_every_epoch(
     assert len(calls) == 5  # the rehearsal, three epochs, the last choice
     assert len({scale for scale, _ in calls[1:]}) == 4
     given = calls[-1][1]
-    assert given["criterion"] == (flags[1] if flags[0] == "--criterion" else "fused_conv_bn")
+    assert given["criterion"] == (flags[1] if flags[0] == "--criterion" else "delivered_energy")
     assert {key: given[key] for key in options} == options
     own = "none" if given["criterion"] == "delivered_energy" else "mean"
     assert given["normalizations"] == {flags[flags.index("--normalize") + 1] if "--normalize" in flags else own}

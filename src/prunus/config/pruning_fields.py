@@ -94,9 +94,9 @@ class PruningFields(BaseModel):
         "cubic",
     )
     norm: Annotated[Literal[1, 2], BeforeValidator(as_number)] = flag(
-        2, "Pruning", "P", "Norm of the fused filter (layer-fusion): 1 or 2.", "1"
+        2, "Pruning", "P", "Norm of the fused filter (fused_conv_bn): 1 or 2.", "1"
     )
-    constant: bool = flag(False, "Pruning", "", "Add the fused constant part (layer-fusion).", "true")
+    constant: bool = flag(False, "Pruning", "", "Add the fused constant part (fused_conv_bn).", "true")
     variance: Literal["calibrated", "data-free"] = flag(
         "calibrated",
         "Pruning",

@@ -85,7 +85,9 @@ class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, Budget
     @property
     def criterion_name(self) -> str:
         """The key of CRITERIA that scores the channels."""
-        return self.criterion or {"channel-sparsity": "channel_sparsity", "layer-fusion": "fused_conv_bn"}[self.method]
+        return (
+            self.criterion or {"channel-sparsity": "channel_sparsity", "layer-fusion": "delivered_energy"}[self.method]
+        )
 
     @property
     def criterion_options(self) -> dict[str, object]:
