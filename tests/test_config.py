@@ -354,6 +354,6 @@ def test_every_field_says_how_it_is_typed() -> None:
             "runtime": {"latency": "0.5"},
             "variance": {"criterion": "delivered_energy"},
             **dict.fromkeys(("search_epochs", "from_scratch", "remove_after"), fusion),
-            **dict.fromkeys(("norm", "constant"), {"criterion": "fused_conv_bn"}),
+            **{key: {"criterion": "fused_conv_bn"} for key in ("norm", "constant")},
         }
         load_config(flags=GOOD | needed.get(name, {}) | {name: example})
