@@ -30,7 +30,14 @@ from prunus.files import atomic_write_json
 from prunus.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
-CRITERIA = ("l1_norm", "fused_conv_bn", "channel_sparsity", "delivered_energy", "refit_error")
+CRITERIA = (
+    "l1_norm",
+    "fused_conv_bn",
+    "channel_sparsity",
+    "delivered_energy, data-free",
+    "delivered_energy",
+    "refit_error",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="a dense network, written by prunus.save")
     parser.add_argument("data", help="an image archive or folder, or the name of a data set")
-    parser.add_argument("--criteria", nargs="+", default=CRITERIA)
+    parser.add_argument("--criteria", nargs="+", default=CRITERIA, help="names; a variance goes behind a comma")
     parser.add_argument("--macs", nargs="+", type=float, default=(0.5, 0.35), help="fractions of the MACs to keep")
     parser.add_argument("--calibration", type=int, default=1024, help="training images that the steps may look at")
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that is held out")
@@ -132,7 +139,10 @@ def ways(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Give the pruned network, and what each step makes of it."""
     graph = prunus.trace(model, images[:2])
-    plan = prunus.allocate(graph, prunus.score(model, graph, criterion, calibration=images), prunus.Budget(macs=macs))
+    name, _, variance = criterion.partition(", ")
+    options = {"variance": variance} if variance else {}
+    scores = prunus.score(model, graph, name, calibration=images, **options)
+    plan = prunus.allocate(graph, scores, prunus.Budget(macs=macs))
     small = prunus.remove(model, graph, plan)
     yield "removed", small
     yield "recalibrated", prunus.recalibrate(small, images)

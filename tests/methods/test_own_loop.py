@@ -97,9 +97,29 @@ def test_stopped_and_gone_on_with_it_ends_in_the_same_bits() -> None:
         again[2].load_state_dict({"epoch": 1, "search": {"kept": "all"}})
 
 
+def test_scores_are_of_the_weights_or_of_images_where_there_are_some() -> None:
+    images = batches()[0][0]
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {"criterion": "delivered_energy", "variance": "data-free"}),
+        ({"calibration": images}, {"criterion": "delivered_energy", "calibration": images}),
+        ({"calibration": [images], "criterion": "refit_error"}, {"criterion": "refit_error", "calibration": images}),
+        ({"criterion": "fused_conv_bn", "norm": 1}, {"criterion": "fused_conv_bn", "norm": 1}),
+    ]
+    plans = []
+    for options, wanted in cases:
+        model, _, pruner = started(**options)
+        scores = prunus.score(model, pruner.graph, budget=BUDGET, **wanted)
+        expected = prunus.allocate(pruner.graph, scores, BUDGET).keep_array(pruner.graph)
+        plans.append(pruner.search.final_plan(model).keep_array(pruner.graph))
+        assert np.array_equal(plans[-1], expected), options
+    assert len({plan.tobytes() for plan in plans}) == len(cases)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"calibration": iter([EXAMPLE])}, "gone through every epoch: pass a tensor"),
+        ({"criterion": "refit_error"}, "refit_error needs refit_error, which is measured on images"),
         ({"penalty": "group_laso"}, r"no penalty 'group_laso'\. Did you mean 'group_lasso'\?"),
         ({"ramp_epochs": 0}, "ramp_epochs is 0"),
         ({"rho": -1.0}, "rho is -1.0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from prunus.allocation import Budget, Scope
 from prunus.api import PruneResult
 from prunus.cost import predict_cost
-from prunus.criteria import Criterion
+from prunus.criteria import Calibration, Criterion
 from prunus.errors import ConfigError, VerificationError
 from prunus.graph.channels import Keep
 from prunus.graph.ignore import with_outputs, without
@@ -75,7 +75,8 @@ class SoftPruner:
         budget: Budget,
         *,
         ramp_epochs: int = 10,
-        criterion: str | Criterion = "fused_conv_bn",
+        criterion: str | Criterion = "delivered_energy",
+        calibration: Calibration | None = None,
         penalty: str | None = None,
         rho: float = 1e-4,
         scope: Scope = "global",
@@ -94,6 +95,8 @@ class SoftPruner:
             budget: the target.
             ramp_epochs: epochs until the target is reached, at least 1.
             criterion: how channels are scored: a name, or a function.
+            calibration: what a criterion measures on at the end of every epoch, as `prunus.score` takes it, but no
+                iterator. By default a channel's variance is measured here, or follows from its BatchNorm without it.
             penalty: ``"group_lasso"``, ``"bn_scale"``, ``"sparsity_degree"``, or None for no sparse training.
             rho: the penalty's weight ρ ≥ 0 once the ramp is over; until then it grows as the ramp does.
             scope: ``"global"`` ranks all channels together, ``"local"`` takes the same fraction of every group.
@@ -105,9 +108,14 @@ class SoftPruner:
             **options: the criterion's own.
 
         Raises:
-            ConfigError: an option is out of its range.
+            ConfigError: an option is out of its range, `calibration` can be gone through only once, or the criterion
+                needs one.
             BudgetError: the budget cannot be reached.
         """
+        if isinstance(calibration, Iterator):
+            raise ConfigError(
+                "calibration is gone through every epoch: pass a tensor (N, C, H, W) or a list of batches."
+            )
         if ramp_epochs < 1 or not rho >= 0:
             raise ConfigError(f"ramp_epochs is {ramp_epochs} and rho is {rho}; they should be at least 1 and 0.")
         if penalty is not None:
@@ -117,7 +125,9 @@ class SoftPruner:
         ignored, frozen = ((v,) if isinstance(v, str) else tuple(v) for v in (ignore, freeze))
         self.graph = with_outputs(without(trace(self.model, example_inputs), ignored), frozen)
         self.penalty, self.rho, self.epoch = penalty, rho, 0
-        choice = Choice(criterion, options, None, scope, min_channels, round_to, seed=seed)
+        if criterion == "delivered_energy":
+            options = {"variance": "data-free" if calibration is None else "calibrated"} | options
+        choice = Choice(criterion, options, None, scope, min_channels, round_to, seed=seed, calibration=calibration)
         dense = predict_cost(self.graph, self.graph.keep_all())
         self.search = DynamicSearch(self.graph, dense, budget, choice, ramp_epochs=ramp_epochs, agree=_of_rank_0)
         choice.plan(self.model, self.graph, budget)  # out of reach? better said now than after the ramp
