@@ -114,7 +114,7 @@ class SoftPruner:
         """
         if isinstance(calibration, Iterator):
             raise ConfigError(
-                "calibration is gone through every epoch: pass a tensor (N, C, H, W) or a list of batches."
+                "calibration is gone through every epoch: pass a tensor (N, C, H, W) or a list."
             )
         if ramp_epochs < 1 or not rho >= 0:
             raise ConfigError(f"ramp_epochs is {ramp_epochs} and rho is {rho}; they should be at least 1 and 0.")
