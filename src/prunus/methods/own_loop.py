@@ -113,9 +113,7 @@ class SoftPruner:
             BudgetError: the budget cannot be reached.
         """
         if isinstance(calibration, Iterator):
-            raise ConfigError(
-                "calibration is gone through every epoch: pass a tensor (N, C, H, W) or a list."
-            )
+            raise ConfigError("calibration is gone through every epoch: pass a tensor (N, C, H, W) or a list.")
         if ramp_epochs < 1 or not rho >= 0:
             raise ConfigError(f"ramp_epochs is {ramp_epochs} and rho is {rho}; they should be at least 1 and 0.")
         if penalty is not None:
