@@ -5,10 +5,10 @@
     python benchmarks/dynamic_cost.py --search-epochs 10 --finetune-epochs 20 --images 45000     the official CIFAR-10
 
 Turns run from the end of an epoch to the end of the next; a last one holds what follows the last epoch.
-The search's seconds are all of its: tracing, choosing, masking, removing, proving, training and validating; the dense
-network's are training and validating. The search may find its structure early; the epochs that it saves are trained
-after the removal, so that both sides train for the same number. The goal is a ratio below 1. Accuracies are of the
-validation images after so few epochs on so few images: they say that both were trained, and no more.
+The search's seconds are all of its: tracing, measuring, choosing, masking, removing, proving, training and validating;
+the dense network's are training and validating. The search may find its structure early; the epochs that it saves are
+trained after the removal, so that both sides train for the same number. The goal is a ratio below 1. Accuracies are of
+the validation images after so few epochs on so few images: they say that both were trained, and no more.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class _Training:
             graph,
             whole,
             prunus.Budget(macs=arguments.macs),
-            Choice("fused_conv_bn"),
+            Choice("delivered_energy", calibration=self._calibration()),
             ramp_epochs=max(1, round(0.6 * arguments.search_epochs)),
             remove_after=arguments.remove_after,
             inputs=inputs,
@@ -211,6 +211,10 @@ class _Training:
         self.macs = {"dense": whole.macs, "pruned": removal.plan.after.macs}
         left = self.epochs - len(self.history["search"])
         self._fit("search", removal.model, finetune_recipe(left, **common), after_epoch)
+
+    def _calibration(self) -> list[Tensor]:
+        """Return what `prunus compress` measures on by default, in its batches."""
+        return list(self.normalize(self.split.train_images[:1024]).split(64))
 
     def _fit(
         self,
