@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -188,11 +189,12 @@ class _Kept:
     tape: _Tape
     step: int
     live: Mapping[int, Tensor]
-    size: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, self.live.values())}
-        object.__setattr__(self, "size", sum(storages.values()))
+    @cached_property
+    def size(self) -> int:
+        """Bytes of memory that it holds; tensors may share theirs."""
+        storages = map(Tensor.untyped_storage, self.live.values())
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _Play:
