@@ -213,8 +213,9 @@ class _Training:
         self._fit("search", removal.model, finetune_recipe(left, **common), after_epoch)
 
     def _calibration(self) -> list[Tensor]:
-        """Return what `prunus compress` measures on by default, in its batches."""
-        return list(self.normalize(self.split.train_images[:1024]).split(64))
+        """Return images for the choices: as large a part of an epoch as the default, 1,024, is of CIFAR-10's."""
+        count = max(2, round(1024 / 45_000 * len(self.split.train_images)))
+        return list(self.normalize(self.split.train_images[:count]).split(64))
 
     def _fit(
         self,
