@@ -41,7 +41,7 @@ class Rerun:
         self._kept: dict[int, _Kept] = {}
 
     def capture(self, number: int, batch: Tensor, weight: str) -> Captured:
-        """Return what `prunus.recovery.capturing.capture` does, of the batch that has this number.
+        """Return what `capture_all` tells of one layer.
 
         Raises:
             LookupError: the layer does not run on this batch.
@@ -49,7 +49,14 @@ class Rerun:
         return only(weight, lambda heard: self.capture_all(number, batch, [weight], heard))
 
     def capture_all(self, number: int, batch: Tensor, weights: Sequence[str], heard: Heard) -> None:
-        """Do what `prunus.recovery.capturing.capture_all` does, of the batch that has this number."""
+        """Tell `heard` of layers as `prunus.recovery.capturing.capture_all` does.
+
+        Args:
+            number: the batch's, by which it is known when it comes again.
+            batch: the network's input.
+            weights: names of the network's tensors, in any order; later calls ask for later layers.
+            heard: is told of the layers.
+        """
         tape = self._tape_of(batch)
         places = [tape.calls[weight] for weight in weights if weight in tape.calls] if tape is not None else []
         if tape is None or not places:
