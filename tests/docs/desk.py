@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import prunus
 from prunus.cli import app
 from tests.data.samples import cifar_arrays, write_tar, write_zip
-from tests.docs.pages import blocks_of, pages
+from tests.docs.pages import ROOT, blocks_of, pages
 
 UNMARKED = [
     block
@@ -84,6 +84,7 @@ def write_desk(folder: Path) -> None:
     (folder / "sweep.yaml").write_text(
         "base: {model: resnet8, data: digits, epochs: 1, finetune_epochs: 0, threads: 1}\ngrid: {macs: [0.5]}\n"
     )
+    shutil.copytree(ROOT / "models", folder / "models")
     (folder / "mypackage").mkdir()
     (folder / "mypackage" / "nets.py").write_text(_NETS)
     network = prunus.build_model("resnet56", num_classes=100)

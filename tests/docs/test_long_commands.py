@@ -43,7 +43,7 @@ STOPPED = 3  # the exit code of a sweep that was told to stop after so long
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what commands and scripts use of this checkout, with everything else that they take for granted."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("benchmarks", "scripts", "reproduce", "docs", "models"):
+    for name in ("benchmarks", "scripts", "reproduce", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "img"))
     shutil.copy(ROOT / "README.md", folder)
     shutil.copytree(ROOT / "results" / "cpu" / "dense", folder / "results" / "cpu" / "dense")
