@@ -106,7 +106,7 @@ def find_method(name: str) -> Method:
 
 def choice_of(method: Method, images: Tensor, seed: int) -> Choice:
     """Return how a Prunus method chooses channels; `images` (N, C, H, W) are for criteria that measure on some."""
-    measures = needed(method.criterion, method.options) & ON_IMAGES
+    measures = needed(method.criterion, method.options, has_images=True) & ON_IMAGES
     return Choice(
         method.criterion,
         method.options,

@@ -1,9 +1,11 @@
 """What a removal costs before any training, and what recalibration, compensation and reconstruction give back.
 
     python benchmarks/recovery.py dense.safetensors cifar10-jpeg.tar.xz
+    python benchmarks/recovery.py dense.safetensors cifar10-jpeg.tar.xz --fold --calibration 512
 
 writes docs/results/benchmarks/recovery.json: the accuracy on the held-out part of the training images (a tenth of each
-class; the seed decides which, as in `prunus compress`). The steps see training images alone, without labels.
+class; the seed decides which, as in `prunus compress`). The steps see training images alone, without labels. The second
+command is about networks without BatchNorm: it is folded into the convolutions first; recovery_folded.json.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 import prunus
 from prunus.data import Split, normalize
@@ -51,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--validation", type=float, default=0.1, help="share of the training images that is held out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "benchmarks" / "recovery.json")
+    parser.add_argument("--fold", action="store_true", help="fold BatchNorm into the convolutions before anything else")
+    parser.add_argument("--out", type=Path, help="by default in docs/results/benchmarks")
     arguments = parser.parse_args(argv)
+    if arguments.out is None:
+        name = "recovery_folded.json" if arguments.fold else "recovery.json"
+        arguments.out = ROOT / "docs" / "results" / "benchmarks" / name
     torch.set_num_threads(arguments.threads)
     try:
         results = measure(arguments)
@@ -70,6 +77,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     split = data.split(arguments.validation, arguments.seed)
     bench = Bench(split, functools.partial(normalize, mean=data.mean, std=data.std))
     model = prunus.load(arguments.checkpoint).eval()
+    if arguments.fold:
+        model = fuse(model)
     chosen = torch.linspace(0, len(split.train_images) - 1, arguments.calibration).long()
     images = bench.normalize(split.train_images[chosen])
     dense = bench.accuracy(model)
@@ -90,6 +99,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "threads": arguments.threads,
         "versions": {"prunus": prunus.__version__, "torch": torch.__version__},
+        "batchnorm_folded": arguments.fold,
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "dense_accuracy": dense,
         "rows": rows,
@@ -137,7 +147,8 @@ class Bench:
 def ways(
     model: nn.Module, images: Tensor, criterion: str, macs: float, told: Callable[[int, int], None]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Give the pruned network, and what each step makes of it."""
+    """Give the pruned network, and what each step makes of it; recalibration only where there is BatchNorm."""
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     graph = prunus.trace(model, images[:2])
     name, _, variance = criterion.partition(", ")
     options = {"variance": variance} if variance else {}
@@ -145,12 +156,14 @@ def ways(
     plan = prunus.allocate(graph, scores, prunus.Budget(macs=macs))
     small = prunus.remove(model, graph, plan)
     yield "removed", small
-    yield "recalibrated", prunus.recalibrate(small, images)
+    if has_norms:
+        yield "recalibrated", prunus.recalibrate(small, images)
     compensated, _ = prunus.compensate(model, small, graph, plan, images)
     yield "compensated", compensated
     refitted, _ = prunus.reconstruct(model, small, graph, plan, images, progress=told)
     yield "reconstructed", refitted
-    yield "reconstructed, recalibrated", prunus.recalibrate(refitted, images)
+    if has_norms:
+        yield "reconstructed, recalibrated", prunus.recalibrate(refitted, images)
 
 
 if __name__ == "__main__":

@@ -114,8 +114,9 @@ def test_recovery_is_that_of_the_functions_in_their_order(model: nn.Module) -> N
     images = torch.randn(24, 3, 12, 12)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pairs = [(images, torch.zeros(24, dtype=torch.long))]
-    result = prunus.prune(model, X, pruning_ratio=0.5, calibration=iter(pairs), recover=("recalibrate", "reconstruct"))
-    plain = prunus.prune(model, X, pruning_ratio=0.5)
+    steps = ("recalibrate", "reconstruct")
+    result = prunus.prune(model, X, pruning_ratio=0.5, calibration=iter(pairs), recover=steps)
+    plain = prunus.prune(model, X, pruning_ratio=0.5, calibration=images)
     assert result.plan == plain.plan and result.verification.passed and result.seconds["recover"] > 0
     refitted, _ = prunus.reconstruct(model, plain.model, plain.graph, plain.plan, images)
     expected = prunus.recalibrate(refitted, images).state_dict()

@@ -49,7 +49,7 @@ def prune(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    criterion: str | Criterion = "fused_conv_bn",
+    criterion: str | Criterion = "delivered_energy",
     budget: Budget | None = None,
     pruning_ratio: float | None = None,
     scope: Literal["global", "local"] | None = None,
@@ -68,7 +68,8 @@ def prune(
     Args:
         model: any CNN; it is left as it is.
         example_inputs: one tensor (N, C, H, W), or a tuple of arguments; also the inputs that the proof runs on.
-        criterion: the name of a criterion, or a function from one layer's values to its channels' scores.
+        criterion: the name of a criterion, or a function from one layer's values to its channels' scores. By default
+            what a channel delivers to the layers that read it, measured on `calibration` where that is given.
         budget: what the smaller network may cost, e.g. ``Budget(macs=0.5)``. Give this or `pruning_ratio`.
         pruning_ratio: the fraction of every group's channels to remove, in [0, 1).
         scope: ``"global"`` ranks all channels together, ``"local"`` takes the same fraction of every group. By default

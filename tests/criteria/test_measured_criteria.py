@@ -71,10 +71,26 @@ def test_energy_without_data() -> None:
     own = rectified_variance(values(0, 1, -1), values(2, 3, 1))
     assert own[0].item() == pytest.approx(4 * (1 / 2 - 1 / (2 * math.pi)))
     torch.testing.assert_close(CRITERIA["delivered_energy"](relu, variance="data-free"), own * values(11, 5, 1))
+
+
+def test_energy_without_data_or_batchnorm_is_relative_to_the_layers_mean() -> None:
     bare = layer(consumers=CONSUMERS)
-    assert CRITERIA["delivered_energy"](bare, variance="data-free").tolist() == [25 * 11, 0, 25]
+    assert CRITERIA["delivered_energy"](bare, variance="data-free").tolist() == [275 / 100, 0, 25 / 100]
     bare_relu = CRITERIA["delivered_energy"](layer(consumers=CONSUMERS, rectified=True), variance="data-free")
-    torch.testing.assert_close(bare_relu, rectified_variance(values(1, 2, 3), values(5, 0, 5)) * values(11, 5, 1))
+    energy = rectified_variance(values(1, 2, 3), values(5, 0, 5)) * values(11, 5, 1)
+    torch.testing.assert_close(bare_relu, energy / energy.mean())
+    assert CRITERIA["delivered_energy"](layer(consumers=())).tolist() == [25 / (50 / 3), 0, 25 / (50 / 3)]
+    assert CRITERIA["delivered_energy"](bare).tolist() == [4 * 1 + 25 * 10, 5 * 2 + 6 * 3, 25]  # measured: as it is
+    still = dataclasses.replace(bare, weight=torch.zeros_like(bare.weight))
+    assert CRITERIA["delivered_energy"](still, variance="data-free").tolist() == [0, 0, 0]
+
+
+def test_energy_takes_what_was_measured_if_it_was() -> None:
+    full = layer(consumers=CONSUMERS, norm=NORM)
+    bare = layer(consumers=tuple(dataclasses.replace(use, variance=None) for use in CONSUMERS), norm=NORM)
+    energy = CRITERIA["delivered_energy"]
+    assert energy(full).tolist() == energy(full, variance="calibrated").tolist()
+    assert energy(bare).tolist() == energy(full, variance="data-free").tolist() != energy(full).tolist()
 
 
 def test_the_variance_after_relu_is_that_of_a_rectified_normal() -> None:
@@ -106,7 +122,7 @@ def test_the_variance_after_relu_is_that_of_a_rectified_normal() -> None:
             r"group_norm needs coupled_norm of layer 'conv'; prunus.score\(model, graph, 'group_norm'\)",
         ),
         ("delivered_energy", {}, "delivered_energy needs consumers of layer 'conv'"),
-        ("delivered_energy", {"variance": "free"}, "no variance 'free'; it is one of calibrated, data-free"),
+        ("delivered_energy", {"variance": "free"}, "no variance 'free'; it is one of auto, calibrated, data"),
     ],
 )
 def test_what_was_not_measured_is_said(name: str, options: dict[str, str], message: str) -> None:
@@ -119,4 +135,4 @@ def test_a_variance_that_was_not_measured_is_said() -> None:
     with pytest.raises(
         ConfigError, match=r"variance of layer 'conv', .* pass calibration=images, .*variance=.data-free"
     ):
-        CRITERIA["delivered_energy"](layer(consumers=consumers))
+        CRITERIA["delivered_energy"](layer(consumers=consumers), variance="calibrated")

@@ -116,7 +116,8 @@ def test_maps_without_a_non_linearity_are_taken_where_they_are_consumed() -> Non
 )
 def test_calibration_that_will_not_do(criterion: str, calibration: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        score(Row().double(), row_graph(), criterion, calibration=calibration)
+        options = {"variance": "calibrated"} if criterion == "delivered_energy" else {}
+        score(Row().double(), row_graph(), criterion, calibration=calibration, **options)
 
 
 def test_no_batch_at_all() -> None:
@@ -154,6 +155,7 @@ def test_only_what_is_needed_is_measured() -> None:
     assert passes("l1_norm") == passes("group_norm") == passes("delivered_energy", variance="data-free") == []
     assert passes("channel_sparsity", degree="hoyer") == []
     assert passes("channel_sparsity", degree="activation") == passes("hrank") == [False, False]
+    assert passes("delivered_energy") == passes("delivered_energy", variance="calibrated") == [False, False]
     assert passes("taylor") == [True, True]
 
 

@@ -30,6 +30,14 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     steps = ["removed", "recalibrated", "compensated", "reconstructed", "reconstructed, recalibrated"]
     assert list(row["accuracy"]) == list(row["seconds"]) == steps
     assert all(0 <= accuracy <= 1 for accuracy in row["accuracy"].values())
-    assert measured["network"] == "resnet8" and measured["calibration_images"] == 64
+    assert (
+        not measured["batchnorm_folded"] and measured["network"] == "resnet8" and measured["calibration_images"] == 64
+    )
     assert str(tmp_path) not in out.read_text()
+    folded = subprocess.run([*command, "--fold"], capture_output=True, text=True)
+    assert folded.returncode == 0, folded.stderr
+    again = json.loads(out.read_text())
+    assert again["batchnorm_folded"] and again["params"] < measured["params"]
+    assert again["dense_accuracy"] == pytest.approx(measured["dense_accuracy"], abs=0.02)
+    assert list(again["rows"][0]["accuracy"]) == ["removed", "compensated", "reconstructed"]
     assert subprocess.run([*command[:2], "no.safetensors", "digits"], capture_output=True).returncode == 2

@@ -11,10 +11,10 @@ from prunus.criteria.calibration import measured
 from prunus.criteria.values import LayerValues
 from prunus.errors import ConfigError
 
-VARIANTS = ("calibrated", "data-free")
+VARIANTS = ("auto", "calibrated", "data-free")
 
 
-def delivered_energy(layer: LayerValues, variance: str = "calibrated") -> Tensor:
+def delivered_energy(layer: LayerValues, variance: str = "auto") -> Tensor:
     """Return Σ over the consumers of Var(x_c)·‖a·W_next[:, c]‖² for each channel, (C_out,), ≥ 0.
 
     x_c is the channel as a consumer sees it, a = γ/√(σ² + ε) the consumer's own BatchNorm scale, 1 without one: fusion
@@ -26,9 +26,12 @@ def delivered_energy(layer: LayerValues, variance: str = "calibrated") -> Tensor
 
     Args:
         layer: the layer's values.
-        variance: ``"calibrated"``, measured on calibration images; or ``"data-free"``, in closed form from the layer's
+        variance: ``"calibrated"``, measured on calibration images; ``"data-free"``, in closed form from the layer's
             own BatchNorm: γ² of N(β, γ²), and where a ReLU or a relative of it follows directly, that of its positive
-            part. Without a BatchNorm it is that of N(b, ‖W_c‖²), what the layer makes of inputs of variance 1.
+            part; or ``"auto"``, calibrated where there are images and data-free where there are none. Without a
+            BatchNorm the data-free variance is that of N(b, ‖W_c‖²), what the layer makes of inputs of variance 1.
+            Nothing says how large they are, so that the energies are divided by the layer's mean then, which is of the
+            order of 1 behind a BatchNorm.
 
     Raises:
         ConfigError: there is no such variant; or it is the calibrated one, and there is no calibration.
@@ -39,14 +42,20 @@ def delivered_energy(layer: LayerValues, variance: str = "calibrated") -> Tensor
         raise ConfigError(f"delivered_energy needs consumers of layer {layer.name!r}, which prunus.score fills in.")
     own = data_free_variance(layer)
     energy, is_consumed = torch.zeros_like(own), torch.zeros(len(own), dtype=torch.bool)
+    is_measured = variance == "calibrated" or (
+        variance == "auto" and any(c.variance is not None for c in layer.consumers)
+    )
     for consumer in layer.consumers:
         seen = own[consumer.channels]
-        if variance == "calibrated":
+        if is_measured:
             found = measured(consumer.variance, "variance", "delivered_energy", layer.name)
             seen = torch.where(found.isnan(), seen, found)
         energy.index_add_(0, consumer.channels, seen * consumer.energy)
         is_consumed[consumer.channels] = True
-    return torch.where(is_consumed, energy, own)
+    energy = torch.where(is_consumed, energy, own)
+    if layer.norm is None and not (is_measured and layer.consumers):
+        energy /= energy.mean().clamp_min(torch.finfo(energy.dtype).tiny)
+    return energy
 
 
 def data_free_variance(layer: LayerValues) -> Tensor:

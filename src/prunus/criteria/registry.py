@@ -60,6 +60,9 @@ Nothing else is measured. ``"variance"`` is that of the consumers; `calibration.
 which labels.
 """
 
+WELCOME: dict[str, Mapping[str, Mapping[str, object]]] = {"delivered_energy": {"variance": {"variance": "auto"}}}
+"""What a criterion looks at where there are images, and does without where there are none; as in NEEDS."""
+
 FIELDS = ("zero_fraction", "feature_rank", "first_order", "consumers", "variance", "coupled_norm", "refit_error")
 """All that can be needed."""
 
@@ -126,8 +129,10 @@ def accepted_options(criterion: Callable[..., Tensor]) -> list[str] | None:
     return [p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def needed(criterion: str | Criterion, options: Mapping[str, Any]) -> frozenset[str]:
-    """Return the optional fields that a criterion looks at with these options: those of NEEDS, none for your own.
+def needed(criterion: str | Criterion, options: Mapping[str, Any], has_images: bool) -> frozenset[str]:
+    """Return the optional fields that a criterion looks at with these options, none for your own.
+
+    They are those of NEEDS, and, where there are images to measure on, of WELCOME.
 
     Raises:
         ConfigError: the name or an option is unknown.
@@ -144,7 +149,8 @@ def needed(criterion: str | Criterion, options: Mapping[str, Any]) -> frozenset[
     chosen = defaults | given
     return frozenset(
         field
-        for field, when in NEEDS.get(name, {}).items()
+        for table in ((NEEDS, WELCOME) if has_images else (NEEDS,))
+        for field, when in table.get(name, {}).items()
         if all(chosen[option] == value for option, value in when.items())
     )
 

@@ -37,7 +37,7 @@ _SAVED = {"macs": saved_macs, "params": saved_params, "size_bytes": saved_bytes,
 def score(
     model: nn.Module,
     graph: ChannelGraph,
-    criterion: str | Criterion = "fused_conv_bn",
+    criterion: str | Criterion = "delivered_energy",
     *,
     reduce: Reduce | None = None,
     normalize: Normalize | None = None,
@@ -122,7 +122,7 @@ def score_each(
     if "seed" in (accepted_options(get_criterion(criterion)) or ()):
         function = get_criterion(criterion, **options, seed=seed)
     scratch = Scratch(name not in AS_STORED) if name else None  # a caller's own function may hold on to what it gets
-    fields = needed(criterion, options)
+    fields = needed(criterion, options, calibration is not None)
     if needs is not None:
         fields |= check_fields(needs)
     elif not name and not fields and calibration is not None:

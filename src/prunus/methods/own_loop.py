@@ -123,8 +123,6 @@ class SoftPruner:
         ignored, frozen = ((v,) if isinstance(v, str) else tuple(v) for v in (ignore, freeze))
         self.graph = with_outputs(without(trace(self.model, example_inputs), ignored), frozen)
         self.penalty, self.rho, self.epoch = penalty, rho, 0
-        if criterion == "delivered_energy":
-            options = {"variance": "data-free" if calibration is None else "calibrated"} | options
         choice = Choice(criterion, options, None, scope, min_channels, round_to, seed=seed, calibration=calibration)
         dense = predict_cost(self.graph, self.graph.keep_all())
         self.search = DynamicSearch(self.graph, dense, budget, choice, ramp_epochs=ramp_epochs, agree=_of_rank_0)

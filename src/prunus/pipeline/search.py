@@ -93,7 +93,7 @@ def choice(run: Run, reserve: int, options: Mapping[str, Any] | None = None) -> 
     """
     config = run.config
     options = config.criterion_options if options is None else options
-    measured = needed(config.criterion_name, options)
+    measured = needed(config.criterion_name, options, has_images=True)
     calibration: Calibration | None = None
     if measured & ON_LABELS:
         calibration = run.labelled_calibration(_BATCH)
