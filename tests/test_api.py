@@ -48,13 +48,27 @@ def test_half_the_macs_in_three_lines(name: str) -> None:
     torch.manual_seed(0)
     model = Mine() if name == "mine" else build_model(name)
     dense = count_cost(model, X)
-    result = prunus.prune(model, X, criterion="fused_conv_bn", budget=prunus.Budget(macs=0.5))
+    result = prunus.prune(model, X, budget=prunus.Budget(macs=0.5))
     small = count_cost(result.model, X)
     assert 0.4 * dense.macs < small.macs <= 0.5 * dense.macs
     assert small == predict_cost(result.graph, result.plan.keep_array(result.graph))
     assert result.verification.passed and result.verification.max_relative_error < 1e-12
     assert type(result.model) is type(model) and result.model(X).shape == model(X).shape
     assert count_cost(model, X) == dense, "the original is untouched"
+
+
+def test_channels_are_kept_by_what_they_deliver_as_measured_where_there_are_images(model: nn.Module) -> None:
+    images = torch.randn(16, 3, 12, 12) * torch.tensor([4.0, 1.0, 0.25]).view(1, 3, 1, 1)
+    half = prunus.Budget(macs=0.5)
+
+    def plan(**settings: Any) -> prunus.PruningPlan:
+        return prunus.prune(model, X, budget=half, **settings).plan
+
+    free = plan()
+    assert free == plan(criterion="delivered_energy", variance="data-free", calibration=images)
+    measured = plan(calibration=images)
+    assert measured == plan(criterion="delivered_energy", variance="calibrated", calibration=images)
+    assert free.criterion == measured.criterion == "delivered_energy" and free.groups != measured.groups
 
 
 def test_scores_per_cost_are_per_what_the_budget_limits() -> None:
