@@ -12,6 +12,7 @@ from prunus.config import RunConfig, load_config
 from prunus.errors import ConfigError
 
 GOOD = {"model": "resnet20", "data": "digits", "macs": "0.5"}
+SPARSITY = {"method": "channel-sparsity"}
 
 
 def problems(flags: dict[str, object], path: Path | None = None) -> str:
@@ -72,8 +73,8 @@ def test_all_errors_come_at_once_with_what_to_type() -> None:
         "The configuration has 8 errors:",
         "  - model is missing: type --model resnet20",
         "  - data is missing: type --data digits",
-        "  - --method: 'layer-fusin' is none of channel-sparsity, layer-fusion; did you mean layer-fusion?; "
-        "type e.g. --method layer-fusion",
+        "  - --method: 'layer-fusin' is none of refit-error, channel-sparsity, layer-fusion; did you mean layer-fusion?"
+        "; type e.g. --method layer-fusion",
         "  - --epochs: 'ten' is not a whole number; type e.g. --epochs 30",
         "  - --lam: 'x' is not a number; type e.g. --lam 1.0",
         "  - --device: 'gpu' is none of the names it may have; type e.g. --device cpu",
@@ -146,7 +147,7 @@ def test_an_option_that_would_do_nothing_is_refused() -> None:
         "--lam 0.5 does nothing here: it is for criterion channel_sparsity, and this is criterion delivered_energy"
         in message
     )
-    assert "--schedule iterative does nothing here: it is for method channel-sparsity" in message
+    assert "--schedule iterative does nothing here: it is for method refit-error or channel-sparsity" in message
     assert "--rounds" not in message
     assert "--rounds 5 does nothing here" in problems(GOOD | {"rounds": "5"})
     assert "--search-minutes 2.0 does nothing here: it is for allocation search, and this is allocation global" in (
@@ -155,6 +156,11 @@ def test_an_option_that_would_do_nothing_is_refused() -> None:
     for other in ({"method": "layer-fusion"}, {"schedule": "iterative"}):
         assert "--allocation search does nothing here" in problems(GOOD | {"allocation": "search", **other})
     assert "--degree hoyer does nothing here" in problems(GOOD | {"criterion": "l1_norm", "degree": "hoyer"})
+    assert problems(GOOD | {"lam": "0.5"}).endswith(
+        "and this is criterion refit_error; leave it out, or type --criterion channel_sparsity."
+    )
+    for method in ("refit-error", "channel-sparsity"):
+        assert load_config(flags=GOOD | {"method": method, "schedule": "iterative", "sparse_epochs": "2"})
 
 
 @pytest.mark.parametrize(
@@ -207,7 +213,7 @@ def test_a_wrong_recovery_step_is_refused() -> None:
             "--ema 0.99 does nothing here: there is a --checkpoint, and --finetune-epochs is 0",
         ),
         (
-            {"recover": "none", "calibration_images": "64"},
+            SPARSITY | {"recover": "none", "calibration_images": "64"},
             "--calibration-images 64 does nothing here: --recover is none, and the criterion looks at weights alone",
         ),
     ],
@@ -222,7 +228,8 @@ def test_training_and_recovery_options_that_would_do_nothing_are_refused(flags: 
         {"distill": "1", "temperature": "2"},
         {"ema": "0.99", "finetune_epochs": "0"},
         {"recover": "none", "calibration_images": "64", "criterion": "hrank"},
-        {"recover": "none", "calibration_images": "64", "degree": "activation"},
+        {"recover": "none", "calibration_images": "64"},
+        SPARSITY | {"recover": "none", "calibration_images": "64", "degree": "activation"},
         {"recover": "recalibrate", "calibration_images": "64"},
     ],
 )
@@ -241,13 +248,17 @@ def test_options_of_sparse_training_and_calibrated_ones_are_refused_where_they_a
     assert "--calibrate-options True does nothing here: it is for criterion channel_sparsity" in problems(
         fusion | {"calibrate_options": True}
     )
-    calibrated = GOOD | {"calibrate_options": True}
+    calibrated = GOOD | SPARSITY | {"calibrate_options": True}
     assert "--lam 0.5 does nothing here: --calibrate-options chooses it" in problems(calibrated | {"lam": "0.5"})
     assert load_config(flags=calibrated | {"lam": "0.5", "sparse_epochs": "5"}).calibrate_options
 
 
 def test_options_of_the_criterion_are_those_it_takes() -> None:
-    assert load_config(flags=GOOD | {"lam": "0"}).criterion_options == {"degree": "weight", "t": 0.1, "lam": 0.0}
+    config = load_config(flags=GOOD | SPARSITY | {"lam": "0"})
+    assert (config.criterion_name, config.criterion_options["lam"]) == ("channel_sparsity", 0.0)
+    assert config.criterion_options == {"degree": "weight", "t": 0.1, "lam": 0.0}
+    config = load_config(flags=GOOD)
+    assert (config.criterion_name, config.criterion_options) == ("refit_error", {})
     fusion = load_config(flags=GOOD | {"method": "layer-fusion", "variance": "data-free"})
     assert (fusion.criterion_name, fusion.criterion_options) == ("delivered_energy", {"variance": "data-free"})
     fusion = load_config(flags=GOOD | {"method": "layer-fusion", "criterion": "fused_conv_bn", "constant": True})
@@ -259,7 +270,7 @@ def test_the_run_folder_has_a_name_of_its_own() -> None:
     config = load_config(
         flags={"model": "resnet20", "data": "../x/cifar10-jpeg.tar.xz", "size": "0.64MB", "macs": "40%"}
     )
-    assert config.run_dir == Path("runs/resnet20_cifar10-jpeg_channel-sparsity_size-0.64MB_macs-40pc_seed-0")
+    assert config.run_dir == Path("runs/resnet20_cifar10-jpeg_refit-error_size-0.64MB_macs-40pc_seed-0")
     assert load_config(flags=GOOD | {"out": "a/b"}).run_dir == Path("a/b")
 
 
@@ -355,5 +366,6 @@ def test_every_field_says_how_it_is_typed() -> None:
             "variance": {"criterion": "delivered_energy"},
             **dict.fromkeys(("search_epochs", "from_scratch", "remove_after"), fusion),
             **{key: {"criterion": "fused_conv_bn"} for key in ("norm", "constant")},
+            **dict.fromkeys(("degree", "threshold", "lam", "calibrate_options"), SPARSITY),
         }
         load_config(flags=GOOD | needed.get(name, {}) | {name: example})

@@ -36,6 +36,7 @@ from prunus.training.evaluate import predict_classes
 from prunus.verify import verify
 
 LIMIT = 120_000  # bytes
+SPARSITY = {"method": "channel-sparsity"}
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 SETTINGS: dict[str, Any] = {
     "model": "resnet8",
@@ -111,7 +112,7 @@ def test_the_file_is_within_the_budget_and_the_network_is_what_the_summary_says(
 def test_plan_and_verification_are_of_this_removal(finished: Path) -> None:
     plan = PruningPlan.from_json(finished / "plan.json")
     assert plan.removed > 0
-    assert (plan.criterion, plan.budget) == ("channel_sparsity", {"size_bytes": LIMIT})
+    assert (plan.criterion, plan.budget) == ("refit_error", {"size_bytes": LIMIT})
     assert plan.after.size_bytes <= LIMIT
     found = read_json(finished / "verification.json")
     assert found["passed"] is True
@@ -241,7 +242,11 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     [
         ({"method": "layer-fusion", "macs": 0.5, "search_epochs": 2}, "macs", 0.5),
         ({"schedule": "iterative", "rounds": 2, "params": 0.4, "finetune_epochs": 2}, "params", 0.4),
-        ({"degree": "activation", "allocation": "local", "macs": "400k", "params": 0.9}, "macs", 400_000 / 763_520),
+        (
+            {**SPARSITY, "degree": "activation", "allocation": "local", "macs": "400k", "params": 0.9},
+            "macs",
+            400_000 / 763_520,
+        ),
         ({"pruning_ratio": 0.5, "criterion": "random", "finetune_epochs": 0}, "channels", 0.5),
         ({"pruning_ratio": 0.5, "criterion": "taylor", "finetune_epochs": 0}, "channels", 0.5),
         ({"pruning_ratio": 0.5, "criterion": "delivered_energy", "finetune_epochs": 0}, "channels", 0.5),
@@ -311,7 +316,7 @@ def test_widths_are_searched_for_and_a_stopped_search_goes_on(
     best = min(found, key=lambda trial: trial["loss"])
     plan = PruningPlan.from_json(out / "plan.json")
     assert [len(group.keep) for group in plan.groups] == best["widths"]
-    assert plan.criterion == "channel_sparsity" and plan.after.size_bytes <= LIMIT
+    assert plan.criterion == "refit_error" and plan.after.size_bytes <= LIMIT
     assert f"search     {len(found)} networks: refitted" in said
     other, said = compress(tmp_path / "b", **settings, recover="recalibrate")
     first = read_json(other / "width_search.json")["trials"][0]
@@ -411,7 +416,7 @@ def test_calibrated_options_are_the_best_of_the_table_and_are_used(
     monkeypatch.setattr(options, "choose_options", watched)
     monkeypatch.setitem(calibrated.GRIDS, "channel_sparsity", ({"degree": ("activation",), "lam": (0.0, 2.0)},))
     settings: dict[str, Any] = {"checkpoint": finished / "dense.safetensors", "finetune_epochs": 0}
-    settings |= {"calibrate_options": True, "normalize": normalize, "recover": recover}
+    settings |= SPARSITY | {"calibrate_options": True, "normalize": normalize, "recover": recover}
     out, said = compress(tmp_path / "a", **settings)
     table = read_json(out / "options.json")
     best = max(table["ranking"], key=lambda row: row["accuracy"])

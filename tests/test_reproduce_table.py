@@ -18,7 +18,7 @@ from prunus.sweep import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = """\
-base: {data: digits, model: resnet8}
+base: {data: digits, model: resnet8, method: channel-sparsity}
 keep: results/NAME
 grid:
   - {macs: [0.5, 1.0], seed: [0, 1]}
@@ -137,7 +137,8 @@ def test_plots_show_the_cells_that_are_there(script: ModuleType, root: Path) -> 
     ("changes", "name"),
     [
         ({"macs": 1.0}, "dense, trained on"),
-        ({"lam": 0, "degree": "activation"}, "A: λ = 0, activation"),
+        ({"method": "channel-sparsity", "lam": 0, "degree": "activation"}, "A: λ = 0, activation"),
+        ({}, "refit_error"),
         ({"criterion": "l1_norm", "distill": 0.5}, "l1_norm, distilled 0.5"),
         ({"method": "layer-fusion"}, "B: delivered energy"),
         (

@@ -130,6 +130,7 @@ def in_process(out: Path, **changes: Any) -> None:
             "distill": 0.5,
             "ema": 0.9,
             "sparse_epochs": 2,
+            "method": "channel-sparsity",
             "calibrate_options": True,
         },
     ],

@@ -97,7 +97,7 @@ def test_too_many_are_refused_before_any_training(tmp_path: Path) -> None:
 
 
 def test_their_choice_looks_at_images() -> None:
-    settings = {**SETTINGS, "recover": "none", "calibration_images": 64}
+    settings = {**SETTINGS, "method": "channel-sparsity", "recover": "none", "calibration_images": 64}
     assert RunConfig.model_validate(settings).calibration_images == 64
     with pytest.raises(ValueError, match="--calibration-images 64 does nothing here"):
         RunConfig.model_validate({**settings, "drop_branches": 0})

@@ -62,7 +62,7 @@ def sweep(
 
     [cyan]base: {model: resnet20, data: cifar10, recipe: cpu}[/cyan]
 
-    [cyan]grid: {method: \[channel-sparsity, layer-fusion], macs: \[0.3, 0.5], seed: \[0, 1]}[/cyan]
+    [cyan]grid: {method: \[refit-error, layer-fusion], macs: \[0.3, 0.5], seed: \[0, 1]}[/cyan]
 
     Stop it with Ctrl-C at any time: the same command goes on where it was, and tries failed cells again. The exit code
     is 1 if a cell failed.

@@ -9,22 +9,23 @@ from prunus.config.messages import flag_name
 if TYPE_CHECKING:
     from prunus.config.run_config import RunConfig
 
-# Options that say something to one method, schedule or criterion alone; to another they would silently do nothing.
-_ONLY_FOR: dict[str, tuple[str, str]] = {
-    "search_epochs": ("method", "layer-fusion"),
-    "from_scratch": ("method", "layer-fusion"),
-    "remove_after": ("method", "layer-fusion"),
-    "schedule": ("method", "channel-sparsity"),
-    "rounds": ("schedule", "iterative"),
-    "sparse_epochs": ("method", "channel-sparsity"),
-    "calibrate_options": ("criterion_name", "channel_sparsity"),
-    "search_minutes": ("allocation", "search"),
-    "degree": ("criterion_name", "channel_sparsity"),
-    "threshold": ("criterion_name", "channel_sparsity"),
-    "lam": ("criterion_name", "channel_sparsity"),
-    "norm": ("criterion_name", "fused_conv_bn"),
-    "constant": ("criterion_name", "fused_conv_bn"),
-    "variance": ("criterion_name", "delivered_energy"),
+# Options that say something to some methods, schedules or criteria alone; to others they would silently do nothing.
+_TRAINED_BEFORE = ("refit-error", "channel-sparsity")  # methods that prune a trained network, and fine-tune it
+_ONLY_FOR: dict[str, tuple[str, tuple[str, ...]]] = {
+    "search_epochs": ("method", ("layer-fusion",)),
+    "from_scratch": ("method", ("layer-fusion",)),
+    "remove_after": ("method", ("layer-fusion",)),
+    "schedule": ("method", _TRAINED_BEFORE),
+    "rounds": ("schedule", ("iterative",)),
+    "sparse_epochs": ("method", _TRAINED_BEFORE),
+    "calibrate_options": ("criterion_name", ("channel_sparsity",)),
+    "search_minutes": ("allocation", ("search",)),
+    "degree": ("criterion_name", ("channel_sparsity",)),
+    "threshold": ("criterion_name", ("channel_sparsity",)),
+    "lam": ("criterion_name", ("channel_sparsity",)),
+    "norm": ("criterion_name", ("fused_conv_bn",)),
+    "constant": ("criterion_name", ("fused_conv_bn",)),
+    "variance": ("criterion_name", ("delivered_energy",)),
 }
 
 
@@ -47,11 +48,11 @@ def idle_options(config: RunConfig) -> list[str]:
         )
     for key, (owner, wanted) in _ONLY_FOR.items():
         value, actual = getattr(config, key), getattr(config, owner)
-        if value != type(config).model_fields[key].default and actual != wanted:
+        if value != type(config).model_fields[key].default and actual not in wanted:
             owner_words = owner.removesuffix("_name")
             idle.append(
-                f"{flag_name(key)} {value} does nothing here: "
-                f"it is for {owner_words} {wanted}, and this is {owner_words} {actual}"
+                f"{flag_name(key)} {value} does nothing here: it is for {owner_words} {' or '.join(wanted)}, and this "
+                f"is {owner_words} {actual}; leave it out, or type {flag_name(owner_words)} {wanted[0]}"
             )
     if not config.sparse_epochs:
         idle += [
@@ -63,10 +64,10 @@ def idle_options(config: RunConfig) -> list[str]:
             f"{given} does nothing here: --calibrate-options chooses it; leave one of the two out"
             for given in _given(config, _CALIBRATED)
         ]
-    if config.allocation == "search" and (config.method, config.schedule) != ("channel-sparsity", "one-shot"):
+    if config.allocation == "search" and (config.method == "layer-fusion" or config.schedule != "one-shot"):
         idle.append(
-            "--allocation search does nothing here: it is for method channel-sparsity and schedule one-shot; "
-            "the method layer-fusion finds widths while it trains"
+            "--allocation search does nothing here: it is for schedule one-shot, and not for method layer-fusion, "
+            "which finds widths while it trains"
         )
     if config.compile and config.sync_batchnorm:
         idle.append(
@@ -78,7 +79,7 @@ def idle_options(config: RunConfig) -> list[str]:
 def _idle_recovery(config: RunConfig) -> list[str]:
     looked_at = (
         bool(config.recovery_steps)
-        or config.criterion is not None
+        or config.criterion_name != "channel_sparsity"
         or config.degree == "activation"
         or config.calibrate_options
         or config.allocation == "search"

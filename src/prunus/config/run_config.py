@@ -85,9 +85,7 @@ class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, Budget
     @property
     def criterion_name(self) -> str:
         """The key of CRITERIA that scores the channels."""
-        return (
-            self.criterion or {"channel-sparsity": "channel_sparsity", "layer-fusion": "delivered_energy"}[self.method]
-        )
+        return self.criterion or _OWN_CRITERION[self.method]
 
     @property
     def criterion_options(self) -> dict[str, object]:
@@ -118,6 +116,12 @@ class RunConfig(RunningFields, Int8Fields, PruningFields, TrainingFields, Budget
         pairs = {key: (getattr(self, key), getattr(other, key)) for key in keys}
         return [f"{key}: {there} there, {here} here" for key, (here, there) in pairs.items() if here != there]
 
+
+_OWN_CRITERION = {
+    "refit-error": "refit_error",
+    "channel-sparsity": "channel_sparsity",
+    "layer-fusion": "delivered_energy",
+}
 
 # The same run may go on elsewhere.
 MAY_CHANGE = frozenset({"out", "threads", "device", "cache_dir", "image_memory", "compile", "tracker"})

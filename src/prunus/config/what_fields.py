@@ -24,11 +24,12 @@ class WhatFields(BaseModel):
         "digits",
         min_length=1,
     )
-    method: Literal["channel-sparsity", "layer-fusion"] = flag(
-        "channel-sparsity",
+    method: Literal["refit-error", "channel-sparsity", "layer-fusion"] = flag(
+        "refit-error",
         "What",
         "METHOD",
-        "channel-sparsity (train, prune, fine-tune) or layer-fusion (search while training).",
+        "Train, prune and fine-tune, by what refitting cannot make up for (refit-error) or by a sparsity index "
+        "(channel-sparsity), or search while training (layer-fusion).",
         "layer-fusion",
     )
     checkpoint: Path | None = flag(

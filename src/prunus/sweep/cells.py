@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +139,7 @@ def make_cell(config: RunConfig, varied: Mapping[str, Any]) -> Job:
     """Name a configuration after what varies and a hash of all that decides its result."""
     words = "_".join(f"{key}-{value}" for key, value in varied.items()) or config.model
     plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", words)[:_NAME_LENGTH].strip("-_.")
-    return Job("cell", f"{plain}-{_hash(config)}", dict(varied), config, dense_name(config))
+    return Job("cell", f"{plain}-{_hash(config, always={'method'})}", dict(varied), config, dense_name(config))
 
 
 def dense_name(config: RunConfig) -> str | None:
@@ -202,7 +202,9 @@ def _dense_config(config: RunConfig) -> RunConfig:
     return RunConfig.model_validate(values | where | _WHOLE)
 
 
-def _hash(config: RunConfig) -> str:
-    # Without defaults, so that an option that a later version adds leaves the names as they are.
+def _hash(config: RunConfig, always: Set[str] = frozenset()) -> str:
+    # Without defaults, so that an option that a later version adds leaves the names as they are. What `always` names
+    # counts even so: with another default the same name would mean another network.
     values = config.model_dump(mode="json", exclude_defaults=True, exclude={*MAY_CHANGE, "recipe"})
+    values |= config.model_dump(mode="json", include=set(always))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
