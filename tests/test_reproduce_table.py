@@ -23,6 +23,7 @@ keep: results/NAME
 grid:
   - {macs: [0.5, 1.0], seed: [0, 1]}
   - {macs: 0.5, reinitialize: true}
+  - {macs: 0.5, finetune_epochs: 40}
 """
 PAGE = "# Reproducing\n\n<!-- reproduce: begin -->\ntyped\n<!-- reproduce: end -->\nmore\n"
 
@@ -94,9 +95,9 @@ def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(
     assert script.main(["--root", str(root), "--check"]) == 0
     text = (root / "docs" / "reproduce.md").read_text()
     assert "typed" not in text and text.endswith("<!-- reproduce: end -->\nmore\n")
-    assert "channel_sparsity_cpu.yaml, cpu tier\n\n3 of 5 cells are there." in text
+    assert "channel_sparsity_cpu.yaml, cpu tier\n\n3 of 6 cells are there." in text
     assert "Latency in ORT 1. " in text
-    assert "layer_fusion.yaml, gpu tier\n\n0 of 5 cells are there." in text
+    assert "layer_fusion.yaml, gpu tier\n\n0 of 6 cells are there." in text
     rows = [line for line in text.splitlines() if line.startswith("| 0.5 of the MACs")]
     common = "0.500 | 1.0 k | 4.0 kB | 1.50× as fast"
     int8 = "86.00 ± 1.41, 1.5 kB, 3.00× as fast"
@@ -105,6 +106,16 @@ def test_seeds_are_one_row_with_their_spread_each_against_its_own_dense_network(
         f"| 0.5 of the MACs | {method} | 2 | 87.00 ± 1.41 | −3.50 ± 0.71 | 88.00 ± 1.41 | {common} | {int8} | 15 |",
         f"| 0.5 of the MACs | Scratch-E, structure of {method} | 1 | 80.00 | −10.00 | 81.00 | {common} | – | 15 |",
     ]
+
+
+def test_longer_training_is_another_row(script: ModuleType, root: Path) -> None:
+    kept(root, 0, 0.86)
+    kept(root, 5, 0.89)
+    assert script.main(["--root", str(root)]) == 0
+    text = (root / "docs" / "reproduce.md").read_text()
+    method = "A: λ = 1, weight"
+    assert f"| 0.5 of the MACs | {method} | 1 | 86.00 |" in text
+    assert f"| 0.5 of the MACs | {method}, fine-tuned for 40 epochs | 1 | 89.00 |" in text
 
 
 def test_plots_show_the_cells_that_are_there(script: ModuleType, root: Path) -> None:
@@ -174,6 +185,7 @@ def test_no_two_rows_of_a_sweep_have_the_same_name(script: ModuleType) -> None:
         sweep = load_sweep(ROOT / "reproduce" / f"{name}.yaml")
         cells = sweep.cells
         config = [cell.config for cell in cells]
-        rows = {(c.model, c.data, c.seed, str(c.budgets), script.method_of(c)) for c in config}
+        shortest = {c.model: min(d.finetune_epochs for d in config if d.model == c.model) for c in config}
+        rows = {(c.model, c.data, c.seed, str(c.budgets), script.named(c, shortest[c.model])) for c in config}
         assert len(rows) == len(cells), name
         assert sweep.keep == Path("results") / tier  # the sweeps of a tier share their dense networks
