@@ -67,6 +67,30 @@ def test_masks_ramp_up_to_the_budget_and_what_is_removed_is_proven() -> None:
     smaller.step()
 
 
+def test_a_loop_in_mixed_precision_ends_in_the_same_widths_nearly() -> None:
+    kept = {}
+    for dtype in (torch.bfloat16, None):
+        model, optimizer, pruner = started(penalty="group_lasso", rho=0.01)
+        scaler = torch.amp.GradScaler("cpu", enabled=dtype is not None)
+        for _ in range(3):
+            model.train()
+            for images, labels in batches(pruner.epoch):
+                with torch.autocast("cpu", dtype or torch.float32, enabled=dtype is not None):
+                    loss = nn.functional.cross_entropy(model(images), labels)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                pruner.step(optimizer)
+            pruner.epoch_end()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        result = pruner.remove()
+        assert result.verification.passed
+        kept[dtype] = set(np.flatnonzero(result.plan.keep_array(pruner.graph)).tolist())
+    same = kept[torch.bfloat16] & kept[None]
+    assert len(same) > 0.9 * len(kept[None]), "half of the channels go, so that few would agree by chance"
+
+
 def test_the_penalty_makes_filters_short_and_grows_with_the_ramp() -> None:
     lengths = {}
     for penalty in (None, "group_lasso"):
