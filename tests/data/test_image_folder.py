@@ -179,3 +179,59 @@ def test_a_folder_without_train_and_test_is_refused_at_once(tmp_path: Path) -> N
     (tmp_path / "holiday" / "deep" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match=r"has neither train nor test in it; an image folder holds"):
         load_data(tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_images_of_any_size_are_scaled_and_cut_to_one(tmp_path: Path) -> None:
+    """Halves of an image, left black and right white: scaling keeps the sides' proportion, and the middle is taken."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    files = folder_files(train=1, test=1)
+    for name, (width, height) in {"train/ant/5": (40, 16), "train/bee/5": (9, 33), "test/bee/5": (8, 8)}.items():
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[:, width // 2 :] = 255
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        files[f"{name}.png"] = buffer.getvalue()
+    source = write_tar(tmp_path / "photos.tar", files)
+    with pytest.raises(DataError, match=r"of an odd size.*--image-size 224"):
+        load_data(source, cache_dir=tmp_path / "cache")
+    data = load_data(source, cache_dir=tmp_path / "cache", image_size=8)
+    assert data.name == "photos, 8×8"
+    assert data.train_images.shape == (4, 3, 8, 8) and data.test_images.shape == (3, 3, 8, 8)
+    wide, tall, same = data.train_images[1], data.train_images[3], data.test_images[2]
+    assert same[0, 0].tolist() == [0] * 4 + [255] * 4
+    for image in (wide, tall):
+        assert image.unique(dim=1).shape[1] == 1  # every row is the same
+        assert image[0, 0, :3].tolist() == [0] * 3 and image[0, 0, 5:].tolist() == [255] * 3
+    pixels = data.train_images.double() / 255
+    assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    again = load_data(source, cache_dir=tmp_path / "cache", image_size=8)
+    assert again.name == data.name and torch.equal(again.train_images, data.train_images)
+    assert load_data(source, cache_dir=tmp_path / "cache", image_size=16).train_images.shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("side", [0, 3, 1025])
+def test_a_size_that_no_network_takes_is_refused(side: int, tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "a.tar", folder_files())
+    with pytest.raises(DataError, match=rf"{side}×{side} pixels: the side is to be from 4 to 1024"):
+        load_data(source, cache_dir=tmp_path / "cache", image_size=side)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_sets_of_one_size_are_scaled_as_well(tmp_path: Path) -> None:
+    from tests.data.samples import cifar_files
+
+    files, *_ = cifar_files("cifar10-python")
+    source = write_tar(tmp_path / "cifar-10-python.tar.gz", files, "gz")
+    data = load_data(source, cache_dir=tmp_path / "cache", image_size=64)
+    assert data.name == "CIFAR-10, 64×64" and data.train_images.shape[1:] == (3, 64, 64)
+    plain = load_data(source, cache_dir=tmp_path / "cache")
+    assert plain.name == "CIFAR-10" and plain.train_images.shape[1:] == (3, 32, 32)
+    shrunk = load_data(source, cache_dir=tmp_path / "cache", image_size=16)
+    blocks = plain.train_images.double().unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean((3, 5))
+    assert (shrunk.train_images.double() - blocks).abs().mean() < 15  # of noise with a spread of 74: means of areas
+    digits = load_data("digits", image_size=16)
+    assert digits.train_images.shape == (1437, 1, 16, 16) and digits.name == "UCI digits, 16×16"
+    assert digits.mean == pytest.approx(load_data("digits").mean, abs=0.02)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from prunus.config.fields import Limit, flag
+from prunus.config.fields import Limit, Whole, flag
 
 
 class WhatFields(BaseModel):
@@ -23,6 +23,16 @@ class WhatFields(BaseModel):
         "digits, cifar10, cifar100, or the path of an image folder or archive.",
         "digits",
         min_length=1,
+    )
+    image_size: Whole | None = flag(
+        None,
+        "What",
+        "PIXELS",
+        "Scale every image until it covers a square with this side, and take the middle. [default: as they are, all of "
+        "one size]",
+        "224",
+        ge=4,
+        le=1024,
     )
     method: Literal["refit-error", "channel-sparsity", "layer-fusion"] = flag(
         "refit-error",

@@ -57,14 +57,21 @@ def _listing_sha256(folder: Path) -> str:
 
 
 def cached(
-    source: Path, cache_dir: Path, build: Callable[[], ImageData], *, skip_bad_images: bool, memory_bytes: float
+    source: Path,
+    cache_dir: Path,
+    build: Callable[[], ImageData],
+    *,
+    skip_bad_images: bool,
+    memory_bytes: float,
+    image_size: int | None = None,
 ) -> ImageData:
-    """Give the decoded `source` from the cache, or build it and put it there.
+    """Give the decoded `source`, scaled to `image_size`, from the cache, or build it and put it there.
 
     A cached set from which bad images were left out counts only where that is allowed now. One of more than
     `memory_bytes` stays on the disk.
     """
-    path = cache_dir / f"images-{content_key(source)[:40]}.safetensors"
+    size = "" if image_size is None else f"-{image_size}"
+    path = cache_dir / f"images-{content_key(source)[:40]}{size}.safetensors"
     known = _look_up(path, source, memory_bytes)
     if known and (not known.skipped or skip_bad_images):
         if known.skipped:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from prunus.data.scaling import covering
+
 MAX_IMAGE_PIXELS = 4096 * 4096
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 _GREY = ("L", "1", "LA", "La")
@@ -70,8 +72,10 @@ class _Opened:
     reason: str = ""
 
 
-def decode_all(images: Iterable[Encoded]) -> Generator[Decoded]:
+def decode_all(images: Iterable[Encoded], side: int | None = None) -> Generator[Decoded]:
     """Decode images, in order: grey ones to (H, W), all others to RGB (H, W, 3); transparency is dropped.
+
+    With `side`, each is scaled to cover side × side pixels, and the middle is taken.
 
     Close it if it is not read to the end: until then its threads live and warnings are off.
     """
@@ -81,7 +85,7 @@ def decode_all(images: Iterable[Encoded]) -> Generator[Decoded]:
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore")
         for batch in _batches(images):
-            waiting.append(pool.submit(_decode_batch, batch))
+            waiting.append(pool.submit(_decode_batch, batch, side))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -115,18 +119,20 @@ def _open(image: Encoded) -> _Opened:
     return _Opened(image.parts, picture, width * height * (1 if picture.mode in _GREY else 3))
 
 
-def _decode_batch(images: Sequence[_Opened]) -> list[Decoded]:
-    return [_decode(image) for image in images]
+def _decode_batch(images: Sequence[_Opened], side: int | None) -> list[Decoded]:
+    return [_decode(image, side) for image in images]
 
 
-def _decode(image: _Opened) -> Decoded:
+def _decode(image: _Opened, side: int | None) -> Decoded:
     if image.picture is None:
         return Decoded(image.parts, None, image.reason)
     try:
         with image.picture as picture:
             mode = "L" if picture.mode in _GREY else "RGB"
             converted = picture if picture.mode == mode else picture.convert(mode)
-            shape = (picture.height, picture.width, 3)[: 2 if mode == "L" else 3]
+            if side is not None:
+                converted = covering(converted, side, side)
+            shape = (converted.height, converted.width, 3)[: 2 if mode == "L" else 3]
             return Decoded(image.parts, np.frombuffer(converted.tobytes(), dtype=np.uint8).reshape(shape))
     except _UNREADABLE as error:
         return Decoded(image.parts, None, _reason(error))

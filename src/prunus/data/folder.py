@@ -14,8 +14,9 @@ import numpy as np
 from prunus.data.dataset import ImageData, make_image_data
 from prunus.data.decode import Decoded, Encoded, decode_all
 from prunus.data.members import Member, shown
-from prunus.data.progress import progress_bar, say
+from prunus.data.progress import Advance, progress_bar, say
 from prunus.data.room import Room
+from prunus.data.scaling import scaled_name
 from prunus.errors import DataError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -61,11 +62,18 @@ class _Images:
 
 
 def read_image_folder(
-    source: Path, members: Iterable[Member], room: Room, *, skip_bad_images: bool = False, progress: bool = True
+    source: Path,
+    members: Iterable[Member],
+    room: Room,
+    *,
+    skip_bad_images: bool = False,
+    progress: bool = True,
+    image_size: int | None = None,
 ) -> ImageData:
     """Decode an image folder; its classes are the sorted folder names, its images are sorted by path.
 
-    The set is grey (one channel) if every image is, else RGB with grey images repeated. All images must have one size.
+    The set is grey (one channel) if every image is, else RGB with grey images repeated. All images must have one size,
+    or are given one.
 
     Args:
         source: the directory or archive, for its name and for messages.
@@ -73,12 +81,15 @@ def read_image_folder(
         room: where the pixels go.
         skip_bad_images: leave out unreadable and odd-sized images, and say how many on stderr, in place of an error.
         progress: show a progress bar if it takes over two seconds.
+        image_size: scale images until they cover a square of so many pixels a side, and take the middle.
 
     Raises:
         DataError: no images, other classes in test than in train, or a bad image, named with what was expected.
     """
     images = _Images(source, members)
-    decoded, unreadable = _decode(source, images, room, skip_bad_images, progress)
+    title = f"Reading {shown(source.name)}"
+    with closing(decode_all(images, image_size)) as decoder, progress_bar(title, show=progress) as advance:
+        decoded, unreadable = _taken_in(source, decoder, room, skip_bad_images, advance)
     if images.elsewhere:
         count = len(images.elsewhere)
         say(f"{source}: {count:,} images outside train and test are not used, first {images.elsewhere[0]}")
@@ -89,7 +100,7 @@ def read_image_folder(
     bad = unreadable + odd
     if bad:
         say(f"{source}: skipped {len(bad):,} bad image{'s' * (len(bad) > 1)}, first {bad[0]}")
-    return _assemble(source, good, room, len(bad))
+    return _assemble(source, good, room, len(bad), image_size)
 
 
 def is_image(parts: tuple[str, ...]) -> bool:
@@ -103,24 +114,21 @@ def _root_depth(parts: tuple[str, ...]) -> int | None:
     return next((depth for depth in (0, 1) if len(parts) >= depth + 3 and parts[depth] in _SPLITS), None)
 
 
-def _decode(source: Path, images: _Images, room: Room, skip: bool, progress: bool) -> tuple[list[Decoded], list[str]]:
-    """Decode what can be, and describe what cannot."""
+def _taken_in(
+    source: Path, images: Iterable[Decoded], room: Room, skip: bool, advance: Advance
+) -> tuple[list[Decoded], list[str]]:
+    """Keep what could be decoded, and describe what could not."""
     good: list[Decoded] = []
     bad: list[str] = []
-    with closing(decode_all(images)) as decoder, progress_bar(_title(source), show=progress) as advance:
-        for image in decoder:
-            advance()
-            if image.pixels is None:
-                bad.append(f"{shown('/'.join(image.parts))}: {shown(image.reason)}")
-                if not skip:
-                    raise DataError(f"{source} holds an image that cannot be read, {bad[0]}. {_HOW_TO_SKIP}")
-                continue
-            good.append(dataclasses.replace(image, pixels=room.keep(image.pixels)))
+    for image in images:
+        advance()
+        if image.pixels is None:
+            bad.append(f"{shown('/'.join(image.parts))}: {shown(image.reason)}")
+            if not skip:
+                raise DataError(f"{source} holds an image that cannot be read, {bad[0]}. {_HOW_TO_SKIP}")
+            continue
+        good.append(dataclasses.replace(image, pixels=room.keep(image.pixels)))
     return good, bad
-
-
-def _title(source: Path) -> str:
-    return f"Reading {shown(source.name)}"
 
 
 def _part_by_size(source: Path, images: list[Decoded], skip: bool) -> tuple[list[Decoded], list[str]]:
@@ -134,7 +142,9 @@ def _part_by_size(source: Path, images: list[Decoded], skip: bool) -> tuple[list
     ]
     if odd and not skip:
         raise DataError(
-            f"{source} holds {len(odd):,} image{'s' * (len(odd) > 1)} of an odd size, first {odd[0]}. {_HOW_TO_SKIP}"
+            f"{source} holds {len(odd):,} image{'s' * (len(odd) > 1)} of an odd size, first {odd[0]}. Scale all to "
+            "one size with --image-size 224, say (in Python image_size=224), or leave these out with --skip-bad-images "
+            "(skip_bad_images=True)"
         )
     return [image for image in images if _size(image) == usual], odd
 
@@ -145,7 +155,7 @@ def _size(image: Decoded) -> str:
     return f"{width}×{height}"
 
 
-def _assemble(source: Path, images: list[Decoded], room: Room, skipped: int) -> ImageData:
+def _assemble(source: Path, images: list[Decoded], room: Room, skipped: int, image_size: int | None) -> ImageData:
     classes = {split: sorted({image.parts[1] for image in images if image.parts[0] == split}) for split in _SPLITS}
     _check_classes(source, classes)
     channels = 3 if any(image.pixels is not None and image.pixels.ndim == 3 for image in images) else 1
@@ -156,7 +166,8 @@ def _assemble(source: Path, images: list[Decoded], room: Room, skipped: int) -> 
         split: (_stack(part, channels, room), np.array([number[image.parts[1]] for image in part]))
         for split, part in parts.items()
     }
-    return make_image_data(display_name(source, names), names, arrays["train"], arrays["test"], skipped, room.full)
+    name = scaled_name(display_name(source, names), image_size)
+    return make_image_data(name, names, arrays["train"], arrays["test"], skipped, room.full)
 
 
 def _check_classes(source: Path, classes: dict[str, list[str]]) -> None:

@@ -16,6 +16,7 @@ from prunus.data.download import OFFICIAL, find_official, find_or_download
 from prunus.data.folder import LAYOUT, is_image, read_image_folder
 from prunus.data.members import Member, archive_members, folder_members
 from prunus.data.room import Room, half_of_the_memory
+from prunus.data.scaling import check_side, scaled
 from prunus.errors import DataError
 
 NAMES = ("digits", *OFFICIAL)
@@ -28,6 +29,7 @@ def load_data(
     skip_bad_images: bool = False,
     progress: bool = True,
     memory_bytes: float | None = None,
+    image_size: int | None = None,
 ) -> ImageData:
     """Load a data set by its name or from a path; decoded images are cached.
 
@@ -40,12 +42,15 @@ def load_data(
         progress: show progress bars, on stderr, for what takes over two seconds.
         memory_bytes: decoded images of an image folder beyond this stay on the disk, in the cache folder, and are read
             when they are looked at; default: half of the machine's memory.
+        image_size: scale every image until it covers a square of so many pixels a side (4..1024), and take the middle;
+            default: as they are, all of one size.
 
     Raises:
         DataError: there is no such data set, or it cannot be used; the message says why and what to do.
     """
+    check_side(image_size)
     if spec == "digits":
-        return load_digits()
+        return load_digits() if image_size is None else scaled(load_digits(), image_size)
     cache_dir = cache_dir or default_cache_dir()
     known = isinstance(spec, str) and spec in OFFICIAL
     path = find_or_download(str(spec), cache_dir, progress=progress) if known else _existing(spec)
@@ -53,9 +58,11 @@ def load_data(
     memory_bytes = half_of_the_memory() if memory_bytes is None else memory_bytes
 
     def build() -> ImageData:
-        return _read(path, Room(memory_bytes, cache_dir), skip_bad_images, progress)
+        return _read(path, Room(memory_bytes, cache_dir), skip_bad_images, progress, image_size)
 
-    return cached(path, cache_dir, build, skip_bad_images=skip_bad_images, memory_bytes=memory_bytes)
+    return cached(
+        path, cache_dir, build, skip_bad_images=skip_bad_images, memory_bytes=memory_bytes, image_size=image_size
+    )
 
 
 def find_data(spec: str | Path, cache_dir: Path | None = None) -> str | Path | None:
@@ -97,12 +104,15 @@ def _checked_folder(path: Path) -> Path:
     raise DataError(f"{path} has neither train nor test in it; {LAYOUT}")
 
 
-def _read(path: Path, room: Room, skip_bad_images: bool, progress: bool) -> ImageData:
+def _read(path: Path, room: Room, skip_bad_images: bool, progress: bool, image_size: int | None) -> ImageData:
     with closing(_members(path)) as members:
         layout, found = _recognise(members)
         if layout:
-            return read_cifar(path, layout, found)
-        return read_image_folder(path, found, room, skip_bad_images=skip_bad_images, progress=progress)
+            data = read_cifar(path, layout, found)
+            return data if image_size is None else scaled(data, image_size)
+        return read_image_folder(
+            path, found, room, skip_bad_images=skip_bad_images, progress=progress, image_size=image_size
+        )
 
 
 def _members(path: Path) -> Generator[Member]:

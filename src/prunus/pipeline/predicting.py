@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from prunus.data.decode import Encoded, decode_all
+from prunus.data.scaling import covering
 from prunus.deploy import FileInfo, Runner, open_exported
 from prunus.deploy.runner import Array
 from prunus.errors import DataError, FileFormatError
@@ -67,17 +68,7 @@ def _as_input(image: Path, info: FileInfo) -> Array:
     if decoded.pixels is None:
         raise FileFormatError(f"cannot read the image {image}: {decoded.reason}")
     picture = Image.fromarray(decoded.pixels).convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(_covering(picture, width, height), dtype=np.float32) / 255
+    pixels = np.asarray(covering(picture, width, height), dtype=np.float32) / 255
     pixels = pixels.reshape(height, width, channels)
     mean, std = (np.asarray(values, dtype=np.float32) for values in (info.mean or (0.0,), info.std or (1.0,)))
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None], dtype=np.float32)
-
-
-def _covering(picture: Image.Image, width: int, height: int) -> Image.Image:
-    if picture.size == (width, height):
-        return picture
-    scale = max(width / picture.width, height / picture.height)
-    size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    scaled = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return scaled.crop((left, top, left + width, top + height))

@@ -196,6 +196,7 @@ def load_images(config: RunConfig) -> ImageData:
     return load_data(
         config.data,
         cache_dir=config.cache_dir,
+        image_size=config.image_size,
         skip_bad_images=config.skip_bad_images,
         memory_bytes=None if config.image_memory is None else 1e9 * config.image_memory,
     )

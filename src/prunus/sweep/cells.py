@@ -19,6 +19,7 @@ from prunus.files import atomic_write_text
 DENSE_KEYS = (
     "model",
     "data",
+    "image_size",
     "seed",
     "split_seed",
     "epochs",
