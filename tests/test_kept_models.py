@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "resnet20_layer_fusion_macs-0.48": "f96a2571",
     "resnet20_refit_error_size-0.64MB": "171aaf42",
+    "resnet20_channel_sparsity_size-0.64MB": "5d0818bd",
 }
 
 
