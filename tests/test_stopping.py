@@ -120,12 +120,13 @@ def test_a_command_that_does_not_train_leaves_with_a_message(number: signal.Sign
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             writer = reading(tmp_path / "pipe", process)
+            # Python heeds a signal between two of its instructions: one that comes after the last of them and before the
+            # system's read would wait for the next to wake it. So it is given time to get there, and a second one.
+            time.sleep(0.1)
             process.send_signal(number)
             try:
                 output, errors = process.communicate(timeout=20)
             except subprocess.TimeoutExpired:
-                # Python heeds a signal between two of its instructions: one that came after the last of them and before
-                # the system's read waits for the next to wake it, as it would where a person types Ctrl-C.
                 process.send_signal(number)
                 output, errors = process.communicate(timeout=20)
             os.close(writer)
