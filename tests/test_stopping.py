@@ -120,8 +120,8 @@ def test_a_command_that_does_not_train_leaves_with_a_message(number: signal.Sign
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             writer = reading(tmp_path / "pipe", process)
-            # Python heeds a signal between two of its instructions: one that comes after the last of them and before the
-            # system's read would wait for the next to wake it. So it is given time to get there, and a second one.
+            # Python heeds a signal between two of its instructions: one that comes after the last of them and before
+            # the system's read would wait for the next to wake it. So it is given time to get there, and a second one.
             time.sleep(0.1)
             process.send_signal(number)
             try:
