@@ -182,7 +182,7 @@ def test_a_folder_without_train_and_test_is_refused_at_once(tmp_path: Path) -> N
 
 
 def test_images_of_any_size_are_scaled_and_cut_to_one(tmp_path: Path) -> None:
-    """Halves of an image, left black and right white: scaling keeps the sides' proportion, and the middle is taken."""
+    """Left black, right white, grey beyond the middle square: sides keep their proportion, and the middle is taken."""
     from io import BytesIO
 
     from PIL import Image
@@ -191,6 +191,7 @@ def test_images_of_any_size_are_scaled_and_cut_to_one(tmp_path: Path) -> None:
     for name, (width, height) in {"train/ant/5": (40, 16), "train/bee/5": (9, 33), "test/bee/5": (8, 8)}.items():
         pixels = np.zeros((height, width, 3), np.uint8)
         pixels[:, width // 2 :] = 255
+        pixels[:, : (width - height) // 2 if width > height else 0] = pixels[:, (width + height) // 2 :] = 127
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "png")
         files[f"{name}.png"] = buffer.getvalue()
@@ -204,7 +205,8 @@ def test_images_of_any_size_are_scaled_and_cut_to_one(tmp_path: Path) -> None:
     assert same[0, 0].tolist() == [0] * 4 + [255] * 4
     for image in (wide, tall):
         assert image.unique(dim=1).shape[1] == 1  # every row is the same
-        assert image[0, 0, :3].tolist() == [0] * 3 and image[0, 0, 5:].tolist() == [255] * 3
+        assert image[0, 0, 1:3].tolist() == [0, 0] and image[0, 0, 5:7].tolist() == [255, 255]
+        assert image[0, 0, 0] < 32 and image[0, 0, 7] > 223  # a little grey, where pixels are means of what is cut
     pixels = data.train_images.double() / 255
     assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
     again = load_data(source, cache_dir=tmp_path / "cache", image_size=8)

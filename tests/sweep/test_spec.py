@@ -12,6 +12,7 @@ import pytest
 from prunus.config import MAY_CHANGE, RunConfig
 from prunus.config.running_fields import RunningFields
 from prunus.config.training_fields import TrainingFields
+from prunus.config.what_fields import WhatFields
 from prunus.errors import ConfigError
 from prunus.pipeline import recipes
 from prunus.sweep import load_sweep
@@ -140,6 +141,7 @@ def test_no_setting_of_the_dense_training_is_left_out() -> None:
     assert set(TrainingFields.model_fields) == (set(DENSE_KEYS) & set(TrainingFields.model_fields)) | AFTER_THE_DENSE
     assert not AFTER_THE_DENSE & set(DENSE_KEYS)
     assert set(RunningFields.model_fields) <= set(DENSE_KEYS) | MAY_CHANGE | {"runtime"}  # of latency
+    assert set(WhatFields.model_fields) <= set(DENSE_KEYS) | MAY_CHANGE | {"method", "checkpoint"}
 
 
 @pytest.mark.parametrize(("number", "cells", "trainings"), [(0, 12, 2), (1, 8, 1), (2, 20, 0), (3, 8, 4)])
